@@ -1,0 +1,227 @@
+"""The one config file, read strictly: an unknown key or a bad value is refused with its path, its line and the fix.
+
+A typo that is silently ignored shows weeks later as a limit that limits nothing, so nothing is ignored. This module is
+pure (text in, `Config` out); `tessera.daemon.configfile` reads and re-reads the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from tessera.model.errors import ConfigError
+from tessera.model.guarantee import Guarantee
+from tessera.model.names import DOMAIN, MEMORY_UNIT, Names, names
+from tessera.model.pod import Toleration
+from tessera.model.strict import Document, nearest
+
+
+class _Strict(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel", omit_defaults=True
+):
+    """A part of the config: no unknown keys, every key has a default that works."""
+
+
+class DialectOptions(_Strict, frozen=True, kw_only=True):
+    """What every dialect can be told; a dialect with options of its own extends it in its file."""
+
+    enabled: bool = True
+
+
+class Placement(_Strict, frozen=True, kw_only=True):
+    """How slices are placed.
+
+    Attributes:
+        policy: ``pack`` fills GPUs and nodes, ``spread`` evens them out.
+        topology: which GPUs one container's several slices should be on.
+        answer: ``one`` node named by the extender, or ``all`` that fit, scored by kube-scheduler.
+    """
+
+    policy: Literal["pack", "spread"] = "pack"
+    topology: Literal["nvlink", "numa", "any"] = "any"
+    answer: Literal["one", "all"] = "one"
+
+
+class Health(_Strict, frozen=True, kw_only=True):
+    """When a GPU is sick.
+
+    Attributes:
+        ignore_xids: XIDs (beside those known to be an application's own fault) that don't make a GPU sick.
+        recover_after: seconds without another error after which a GPU with no recovery action pending is used again.
+    """
+
+    ignore_xids: tuple[Annotated[int, msgspec.Meta(ge=0, le=100_000)], ...] = ()
+    recover_after: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 60.0
+
+
+class Limit(_Strict, frozen=True, kw_only=True):
+    """The most that one pod of a namespace may ask for; absent means no limit.
+
+    Attributes:
+        gpus: GPUs of all containers together.
+        memory: quantity, on each GPU.
+        compute: percent, on each GPU.
+    """
+
+    gpus: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    memory: str | None = None
+    compute: Annotated[int, msgspec.Meta(ge=0, le=100)] | None = None
+
+
+class Unit(_Strict, frozen=True, kw_only=True):
+    """One place of a placement profile, such as the IDC or a region of the cloud.
+
+    Attributes:
+        name: becomes the pod label ``tessera.dev/unit``.
+        node_selector: labels that the unit's nodes carry.
+        regions: values of ``topology.kubernetes.io/region`` that belong to it; empty means any.
+        tolerations: added to pods that may go there.
+        labels: added to pods that go to a serverless unit (the vendor's own region and class labels).
+        serverless: virtual nodes without a device plugin; host paths are never injected there.
+    """
+
+    name: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
+    node_selector: dict[str, str] = {}
+    regions: tuple[str, ...] = ()
+    tolerations: tuple[Toleration, ...] = ()
+    labels: dict[str, str] = {}
+    serverless: bool = False
+
+
+class Profile(_Strict, frozen=True, kw_only=True):
+    """An ordered list of units: the first with room is taken (IDC first, then the regions of the cloud).
+
+    Attributes:
+        name: what the pod annotation ``tessera.dev/placement-profile`` may name.
+        namespaces: namespaces it applies to; empty means all.
+        selector: labels that a pod has to carry for it to apply.
+        units: in order of preference.
+    """
+
+    name: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
+    namespaces: tuple[str, ...] = ()
+    selector: dict[str, str] = {}
+    units: Annotated[tuple[Unit, ...], msgspec.Meta(min_length=1, max_length=32)]
+
+
+class Cni(_Strict, frozen=True, kw_only=True):
+    """Repair of hostNetwork CNI DaemonSet pods, which can't start where /opt/cni/bin or its loopback plugin is missing.
+
+    Attributes:
+        enabled: whether such pods are repaired.
+        image: image of the init container that puts the loopback plugin in place; empty leaves only the paths repaired.
+        namespaces: only pods there.
+        apps: values of the pod's ``app`` or ``k8s-app`` label.
+    """
+
+    enabled: bool = True
+    image: str = ""
+    namespaces: tuple[str, ...] = ("kube-system",)
+    apps: tuple[str, ...] = ("terway", "terway-eniip", "calico-node", "cilium", "flannel", "kube-flannel")
+
+
+class Config(_Strict, frozen=True, kw_only=True):
+    """The whole config; every key has a default, so an empty file (or none) is valid.
+
+    Attributes:
+        domain: in front of every name of ours.
+        memory_unit: bytes of one memory ticket.
+        headroom_per_gpu: bytes of each GPU that are never handed out, beside the driver's own reserve.
+        device_injection: how a container gets its GPUs; ``auto`` takes CDI where the node has it, else ``envvar``.
+        runtime_class_name: set on pods that ask for GPUs, where given.
+        scheduler_name: set on pods that ask for GPUs and name no other scheduler; empty leaves it alone.
+        replace_schedulers: foreign schedulers that converted pods may name; empty means every foreign one is replaced.
+        dialects: options by dialect; absent ones have their defaults.
+        placement, isolation, health, limits, profiles, cni: see their types. `limits` is by namespace, ``*`` for others.
+    """
+
+    domain: str = DOMAIN
+    memory_unit: int = MEMORY_UNIT
+    headroom_per_gpu: int = 0
+    device_injection: Literal["auto", "cdi", "envvar", "volume-mounts"] = "auto"
+    runtime_class_name: str = ""
+    scheduler_name: str = "tessera-scheduler"
+    replace_schedulers: tuple[str, ...] = ()
+    dialects: dict[str, DialectOptions] = {}
+    placement: Placement = Placement()
+    isolation: tuple[Guarantee, ...] = tuple(Guarantee)
+    health: Health = Health()
+    limits: dict[str, Limit] = {}
+    profiles: tuple[Profile, ...] = ()
+    cni: Cni = Cni()
+
+    @property
+    def names(self) -> Names:
+        """The names of this installation."""
+        return names(self.domain, self.memory_unit)
+
+
+_AMOUNTS: Final = ("memoryUnit", "headroomPerGpu")
+
+
+def parse(text: str, *, dialects: Mapping[str, type[DialectOptions]] | None = None) -> Config:
+    """Read the config file's text.
+
+    Args:
+        text: YAML, one document; an empty one gives the defaults.
+        dialects: the options type of each dialect there is; None leaves the section unread (a part that needs none).
+
+    Returns:
+        The config, with one entry in `dialects` for every dialect that was passed in.
+
+    Raises:
+        ConfigError: with path, line and, for an unknown key, the nearest valid one.
+    """
+    document = Document(text)
+    plain = dict(document.plain)
+    section = plain.pop("dialects", None)
+    for key in _AMOUNTS:
+        if key in plain:
+            plain[key] = document.amount((key,), plain[key])
+    config = document.convert(plain, Config)
+    if dialects is not None:
+        config = msgspec.structs.replace(config, dialects=_dialects(section, dialects, document))
+    _check(config, document)
+    return config
+
+
+def _dialects(
+    section: object, known: Mapping[str, type[DialectOptions]], document: Document
+) -> dict[str, DialectOptions]:
+    """Read the dialects' section: each value is on/off or a mapping of options."""
+    if section is None:
+        section = {}
+    if not isinstance(section, dict):
+        raise document.refusal(("dialects",), "write one key per dialect, such as 'hami: true'")
+    for name in section:
+        if name not in known:
+            raise document.refusal(("dialects", str(name)), f"no such dialect{nearest(name, known)}")
+    options = {}
+    for name, kind in known.items():
+        value = section.get(name)
+        plain = {"enabled": value} if isinstance(value, bool) else value or {}
+        options[name] = document.convert(plain, kind, ("dialects", name))
+    return options
+
+
+def _check(config: Config, document: Document) -> None:
+    """What types can't say: values that contradict each other."""
+    try:
+        names(config.domain, config.memory_unit)
+    except ConfigError as error:
+        key, _, problem = str(error).partition(": ")
+        raise document.refusal((key,), problem) from None
+    if len(set(config.isolation)) != len(config.isolation):
+        raise document.refusal(("isolation",), "names one guarantee twice")
+    known: set[str] = set()
+    for index, profile in enumerate(config.profiles):
+        if profile.name in known:
+            raise document.refusal(("profiles", index, "name"), f"{profile.name!r} stands twice")
+        known.add(profile.name)
+        if len({unit.name for unit in profile.units}) != len(profile.units):
+            raise document.refusal(("profiles", index, "units"), "one unit's name stands twice")
+    for namespace, limit in config.limits.items():
+        if limit.memory is not None:
+            document.amount(("limits", namespace, "memory"), limit.memory)
