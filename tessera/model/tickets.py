@@ -16,7 +16,7 @@ from tessera.model.errors import AnnotationError, QuantityError, RequestError
 from tessera.model.names import Names
 from tessera.model.pod import Container, Pod, Role, role
 from tessera.model.quantity import Raw, binary, whole
-from tessera.model.request import ContainerRequest, PodRequest, container_request, decode
+from tessera.model.request import MOST_GPUS, ContainerRequest, PodRequest, container_request, decode
 
 DIALECT: Final = "tickets"
 """The dialect of a pod whose tickets were written by hand."""
@@ -81,7 +81,7 @@ def ticket_counts(container: Container, names: Names) -> dict[str, int]:
 
 
 def request_of(counts: Mapping[str, int], names: Names, *, container: str, init: bool) -> ContainerRequest | None:
-    """Read tickets written by hand: above 100 percent of anything they spread evenly over that many GPUs.
+    """Read tickets written by hand: spread evenly over the fewest GPUs that hold them.
 
     Raises:
         RequestError: both memory views at once, MIG beside slices, or totals that don't divide evenly.
@@ -99,14 +99,18 @@ def request_of(counts: Mapping[str, int], names: Names, *, container: str, init:
             )
         name, count = next(iter(migs.items()))
         return ContainerRequest(gpus=count, mig=name.removeprefix(names.mig_prefix), init=init)
-    gpus = max(1, -(-max(percent, compute) // 100))
-    for name, count in ((names.memory_units, units), (names.memory_percent, percent), (names.compute_percent, compute)):
-        if count % gpus:
-            raise RequestError(
-                f"{name}: {count} does not divide evenly over {gpus} GPUs",
-                container=container,
-                fix=f"write a multiple of {gpus}, or ask with {names.gpu} and amounts per GPU",
-            )
+    fewest = max(1, -(-max(percent, compute) // 100))
+    gpus = next(
+        (n for n in range(fewest, MOST_GPUS + 1) if units % n == percent % n == compute % n == 0),
+        None,
+    )
+    if gpus is None:
+        totals = ", ".join(f"{name}: {count}" for name, count in sorted(counts.items()))
+        raise RequestError(
+            f"{totals} spread evenly over no number of GPUs from {fewest} to {MOST_GPUS}",
+            container=container,
+            fix=f"ask with {names.gpu} and amounts per GPU",
+        )
     return container_request(
         container=container,
         gpus=gpus if percent or compute or units else 0,

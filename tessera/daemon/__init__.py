@@ -1,0 +1,1 @@
+"""What every daemon of ours shares: flags with environment variables, the config file, logs, signals, the status port."""
