@@ -1,0 +1,10 @@
+"""A fake kube-apiserver: the real one's behaviour where Tessera depends on it, in one asyncio process.
+
+What it is for: tests, the demo and benchmarks on a machine without a cluster. What it does as the real server does
+(1.34, read from its source; a later suite runs the same behaviour tests against a real one): resourceVersions and
+optimistic concurrency, list with paging, watch with history, bookmarks and 410, the four kinds of patch, graceful
+deletion and finalizers, binding and eviction, validation of extended resources, admission webhooks over TLS.
+
+What it leaves out: CEL (policies are stored, not evaluated; match conditions only through a hook), OpenAPI schemas
+(unknown fields are kept), conversion between versions, quota, garbage collection, RBAC (an `authorize` hook stands in).
+"""
