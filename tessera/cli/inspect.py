@@ -1,0 +1,137 @@
+"""`tessera inspect`: nodes x GPUs, how full each is, how firmly it is held, and which pods are on it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import sys
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tessera.kube.client import ApiClient
+from tessera.kube.clock import SystemClock
+from tessera.kube.config import connect
+from tessera.kube.resources import NODES, PODS
+from tessera.model.errors import TesseraError
+from tessera.model.names import DOMAIN, Names, names
+from tessera.model.node import Node
+from tessera.model.pod import Pod
+from tessera.model.quantity import binary, gib, whole
+from tessera.report.cluster import ClusterView, GpuView, NodeView, view
+
+_BAR = 12
+_FULL, _EMPTY = "█", "░"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `tessera inspect`."""
+    parser.add_argument("-o", "--output", choices=("table", "wide", "json"), default="table", help="how to show it")
+    parser.add_argument("--kubeconfig", help="which cluster (default: the pod's own, then $KUBECONFIG)")
+    parser.add_argument("--no-color", action="store_true", help="plain text (also $NO_COLOR)")
+    parser.add_argument("--domain", default=DOMAIN, help="domain of the installation's names (default %(default)s)")
+    parser.add_argument("--memory-unit", default="256Mi", help="memory unit of the installation (default %(default)s)")
+    parser.add_argument("node", nargs="*", help="only these nodes")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Show the cluster's GPUs; 0 where it could be read, 3 where not."""
+    try:
+        found = asyncio.run(_read(arguments.kubeconfig, names(arguments.domain, whole(arguments.memory_unit))))
+    except TesseraError as error:
+        sys.stderr.write(f"tessera inspect: {error}\n")
+        return 3
+    if arguments.node:
+        known = {node.name for node in found.nodes}
+        missing = [name for name in arguments.node if name not in known]
+        if missing:
+            sys.stderr.write(
+                f"tessera inspect: no GPU node {', '.join(missing)}; there are {', '.join(sorted(known)) or 'none'}\n"
+            )
+            return 3
+        found = msgspec.structs.replace(found, nodes=tuple(n for n in found.nodes if n.name in arguments.node))
+    if arguments.output == "json":
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(found), indent=1).decode() + "\n")
+        return 0
+    console = Console(no_color=arguments.no_color or "NO_COLOR" in os.environ, highlight=False, soft_wrap=False)
+    show(found, console, wide=arguments.output == "wide")
+    return 0
+
+
+async def _read(kubeconfig: str | None, which: Names) -> ClusterView:
+    clock = SystemClock()
+    connection = connect(kubeconfig, environ=os.environ, clock=clock)
+    async with ApiClient(connection, clock=clock, rng=random.Random(), user_agent="tessera-cli") as client:  # noqa: S311
+        nodes = await client.list(NODES, decoder=_NODES)
+        pods = await client.list(PODS, decoder=_PODS)
+    return view(nodes.items, pods.items, which)
+
+
+def show(found: ClusterView, console: Console, *, wide: bool = False) -> None:
+    """Print the view: one row per GPU; `wide` adds a row per slice."""
+    if not found.nodes:
+        console.print(
+            "No node has a Tessera inventory. Does the node agent run there? (kubectl get pods -A | grep tessera)"
+        )
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("NODE", "GPU", "MODEL", "MEMORY", "COMPUTE", "HELD BY", "PODS"):
+        table.add_column(title, no_wrap=title != "PODS")
+    for node in found.nodes:
+        _rows(table, node, wide=wide)
+    console.print(table)
+    for waiting in found.waiting[:20]:
+        console.print(f"waits: {waiting.pod} ({waiting.asks})")
+    if len(found.waiting) > 20:
+        console.print(f"waits: and {len(found.waiting) - 20} more")
+
+
+def _rows(table: Table, node: NodeView, *, wide: bool) -> None:
+    if node.problem:
+        table.add_row(node.name, "", Text(node.problem, style="red"))
+        return
+    name = node.name if node.state == "serving" else f"{node.name} ({node.state})"
+    for gpu in node.gpus:
+        pods = sorted({piece.pod for piece in gpu.slices})
+        health = Text(f"{gpu.index}", style="" if gpu.health == "ok" else "red")
+        if gpu.health != "ok":
+            health.append(f" {gpu.health}")
+        table.add_row(
+            name,
+            health,
+            gpu.model.removeprefix("NVIDIA "),
+            _memory(gpu, node.unit),
+            _bar(gpu.held_compute / 100, f"{gpu.held_compute}%"),
+            f"{gpu.guarantee.memory}/{gpu.guarantee.compute}",
+            f"{len(pods)}: {', '.join(pods)}" if pods else "",
+        )
+        name = ""
+        if wide:
+            for piece in gpu.slices:
+                amount = "whole" if piece.whole else piece.instance or binary(piece.units * node.unit)
+                compute = f"{piece.compute}%" if piece.compute else "shared"
+                mark = " (drift)" if piece.drift else ""
+                table.add_row("", "", f"  {piece.container}", f"  {amount}", f"  {compute}", "", f"  {piece.pod}{mark}")
+
+
+def _memory(gpu: GpuView, unit: int) -> Text:
+    share = gpu.held_units / gpu.units if gpu.units else 0.0
+    text = _bar(share, f"{gib(gpu.held_units * unit).removesuffix(' GiB')}/{gib(gpu.units * unit)}")
+    if gpu.foreign_units:
+        text.append(f" +{gib(gpu.foreign_units * unit)} foreign", style="red")
+    return text
+
+
+def _bar(share: float, label: str) -> Text:
+    full = min(_BAR, round(share * _BAR))
+    text = Text(_FULL * full, style="cyan")
+    text.append(_EMPTY * (_BAR - full), style="dim")
+    return text.append(f" {label}")
+
+
+_NODES = msgspec.json.Decoder(Node)
+_PODS = msgspec.json.Decoder(Pod)
