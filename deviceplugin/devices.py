@@ -13,10 +13,11 @@ given are Unhealthy, and a GPU that doesn't serve has none Healthy.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import islice
 from typing import Final
 
 from deviceplugin._proto import deviceplugin_v1beta1_pb2 as api
@@ -192,30 +193,36 @@ class Use:
     Attributes:
         capacity: its units.
         held: what slices hold, lingering ones included, and what foreign processes hold (as units).
-        taken: IDs that live slices hold; they stay Healthy.
-        barred: IDs that must not be given although the kubelet may count them free: those of lingering pods.
         serving: it is healthy and nobody else hands it out.
     """
 
     capacity: int
     held: Holding
-    taken: AbstractSet[str]
-    barred: AbstractSet[str] = frozenset()
     serving: bool
 
 
-def healthy(offer: Offer, uses: Mapping[str, Use]) -> dict[str, frozenset[str]]:
-    """The IDs that are reported Healthy, by GPU; all others are withheld. A GPU without a use has none."""
-    return {gpu: _healthy(offer.view, ids, uses[gpu]) for gpu, ids in offer.ids.items() if gpu in uses}
+def healthy(
+    offer: Offer, uses: Mapping[str, Use], *, taken: Container[str], barred: Container[str] = frozenset()
+) -> dict[str, frozenset[str]]:
+    """The IDs that are reported Healthy, by GPU; all others are withheld.
 
-
-def _healthy(view: View, ids: tuple[str, ...], use: Use) -> frozenset[str]:
-    if not use.serving:
-        return frozenset()
-    taken = [device for device in ids if device in use.taken]
-    free = (device for device in ids if device not in use.taken and device not in use.barred)
-    # The lowest numbers stay: the same state always withholds the same IDs.
-    return frozenset(taken).union(device for device, _ in zip(free, range(_open(view, use)), strict=False))
+    Args:
+        offer: the resource.
+        uses: by GPU id; a GPU that is missing has no ID Healthy.
+        taken: IDs that live slices hold; they stay Healthy.
+        barred: IDs that must not be given although the kubelet may count them free: those of lingering pods.
+    """
+    found = {}
+    for gpu, ids in offer.ids.items():
+        use = uses.get(gpu)
+        if use is None or not use.serving:
+            found[gpu] = frozenset[str]()
+            continue
+        kept = [device for device in ids if device in taken]
+        free = (device for device in ids if device not in taken and device not in barred)
+        # The lowest numbers stay: the same state always withholds the same IDs.
+        found[gpu] = frozenset(kept).union(islice(free, _open(offer.view, use)))
+    return found
 
 
 def _open(view: View, use: Use) -> int:
