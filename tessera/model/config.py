@@ -222,6 +222,12 @@ def _check(config: Config, document: Document) -> None:
         known.add(profile.name)
         if len({unit.name for unit in profile.units}) != len(profile.units):
             raise document.refusal(("profiles", index, "units"), "one unit's name stands twice")
+        for at, unit in enumerate(profile.units[:-1]):
+            if not unit.node_selector and not unit.regions:
+                raise document.refusal(
+                    ("profiles", index, "units", at),
+                    f"{unit.name!r} names neither labels nor regions, so it takes every node and no later unit gets one",
+                )
     for namespace, limit in config.limits.items():
         if limit.memory is not None:
             document.amount(("limits", namespace, "memory"), limit.memory)
