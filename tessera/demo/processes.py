@@ -9,7 +9,7 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, BinaryIO, Final, Self
 
 import aiohttp
 
@@ -58,7 +58,7 @@ class Processes:
 
     async def start(self, name: str, command: Sequence[str], *, env: Mapping[str, str] | None = None) -> None:
         """Start a program whose standard output and errors both go to its log."""
-        with open(self._log(name), "wb") as log:
+        with self._new_log(name) as log:
             process = await asyncio.create_subprocess_exec(
                 *command, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **(env or {})}
             )
@@ -72,7 +72,7 @@ class Processes:
         Raises:
             DemoError: it ended, or said nothing in time.
         """
-        with open(self._log(name), "wb") as log:
+        with self._new_log(name) as log:
             process = await asyncio.create_subprocess_exec(
                 *command,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -131,6 +131,9 @@ class Processes:
                 return answer.status == 200, (await answer.text()).strip()
         except (aiohttp.ClientError, TimeoutError):
             return False, reason
+
+    def _new_log(self, name: str) -> BinaryIO:
+        return open(self._log(name), "wb")
 
     def _log(self, name: str) -> str:
         return os.path.join(self._logs, f"{name}.log")
