@@ -1,0 +1,375 @@
+"""Whether a pod fits on the GPUs of one node, and on which of them: exact, and the same for extender and node agent.
+
+First the conditions that hold for each container alone, in the order of `Reason` (`judge`; the extender looks at all
+nodes at once with the same rules on arrays); they decide everything for a pod of one container. Then, for several
+containers or GPUs that must hang together, a search: containers by size, GPUs by the policy, back where it leads nowhere,
+each state tried once. Its steps are bounded; a pod for which they don't suffice is refused as one that does not fit.
+
+No numpy here: the node agent places pods without a plan by this code, and has to stay small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from tessera.model.inventory import Gpu
+from tessera.model.tickets import Ask
+from tessera.placement.holding import NOTHING, Holding, fits, free_percent, free_units, hold, within
+from tessera.placement.policies import Policy, left, policy
+from tessera.placement.reasons import Reason, Rejection
+from tessera.placement.shape import Part, Shape, profile_name
+from tessera.placement.topology import JOIN_NAMES, Budget, groups, possible
+
+STEPS: Final = 2000
+"""Steps of one search. A pod of 6 containers on 8 GPUs takes under 100; 2000 take about 5 ms."""
+_LONGEST_WHAT: Final = 120
+
+
+class GpuState:
+    """One GPU with what is held on it: what placement needs to know of it.
+
+    Attributes:
+        gpu: as the inventory describes it.
+        held: everything held on it, foreign use included (as units).
+        taken: IDs of its MIG instances that are in use.
+    """
+
+    __slots__ = ("gpu", "held", "taken")
+
+    def __init__(self, gpu: Gpu, held: Holding = NOTHING, taken: Collection[str] = ()) -> None:
+        """Describe one GPU; `taken` is only read."""
+        self.gpu = gpu
+        self.held = held
+        self.taken = taken
+
+    def __repr__(self) -> str:
+        """Show what a failed assertion needs."""
+        return f"GpuState({self.gpu.id}, {self.gpu.units} units, {self.held}, taken={sorted(self.taken)})"
+
+
+class Place(msgspec.Struct, frozen=True):
+    """One GPU of a container, or one MIG instance on it."""
+
+    gpu: str
+    instance: str | None = None
+
+
+Places = Mapping[str, tuple[Place, ...]]
+"""By container name, where it is: one place per GPU or instance asked."""
+
+
+def judge(shape: Shape, gpus: Sequence[GpuState]) -> Rejection | None:
+    """The first reason why a node with these GPUs can't take the shape, or None.
+
+    None is final for a pod whose one container asks for slices without a required topology, for one whose slices have to
+    be on one GPU, and for MIG instances; for others `place` has the last word.
+    """
+    slices = shape.slices
+    if slices:
+        pool = [state for state in gpus if not state.gpu.mig and state.gpu.units > 0]
+        found = _matching(shape, pool)
+        if isinstance(found, Rejection):
+            return found
+        rejection = _judge_slices(shape, slices, found)
+        if rejection is not None:
+            return rejection
+    return _judge_instances(shape, gpus)
+
+
+def place(
+    asks: Sequence[Ask], shape: Shape, gpus: Sequence[GpuState], *, by: Policy | None = None
+) -> Places | Rejection:
+    """Choose GPUs for every container of a pod on one node.
+
+    Args:
+        asks: the pod's containers that ask; `shape` was made of them.
+        shape: of the pod.
+        gpus: of the node, in a stable order, with what is held on them now.
+        by: how to choose; None takes the one that the shape's wishes name.
+
+    Returns:
+        Places for every ask, or why there are none.
+    """
+    rejection = judge(shape, gpus)
+    if rejection is not None:
+        return rejection
+    chosen_policy = by or policy(shape.wishes.policy)
+    pool = [state for state in gpus if state.gpu.health == "ok" and _matches(shape, state)]
+    whole = [state for state in pool if not state.gpu.mig and state.gpu.units > 0]
+    named = [(ask.container, part) for ask, part in zip(asks, shape.parts, strict=True)]
+    slices = [(name, part) for name, part in named if part.request.mig is None]
+    places: dict[str, tuple[Place, ...]] = {}
+    if slices and shape.together:
+        gpu = _one_gpu(shape, whole, chosen_policy)
+        places |= {name: (Place(gpu),) for name, _ in slices}
+    elif slices:
+        found = _Search(slices, whole, shape, chosen_policy).run()
+        if found is None:
+            return _no_arrangement(shape, [state for state in gpus if _sliceable(state) and _matches(shape, state)])
+        places |= found
+    places |= _instances(named, pool)
+    return places
+
+
+def _matching(shape: Shape, pool: list[GpuState]) -> list[GpuState] | Rejection:
+    """The GPUs that the pod's wishes allow."""
+    wishes = shape.wishes
+    if not pool:
+        return Rejection(Reason.NO_GPU)
+    pool = [state for state in pool if wishes.takes_uuid(state.gpu.uuid)]
+    if not pool:
+        return Rejection(Reason.NO_UUID, what=what(shape, Reason.NO_UUID))
+    pool = [state for state in pool if wishes.takes_model(state.gpu.model)]
+    if not pool:
+        return Rejection(Reason.NO_MODEL, what=what(shape, Reason.NO_MODEL))
+    pool = [state for state in pool if state.gpu.guarantee.memory.satisfies(wishes.least)]
+    if not pool:
+        return Rejection(Reason.WEAK_GUARANTEE, what=what(shape, Reason.WEAK_GUARANTEE))
+    return pool
+
+
+def _judge_slices(shape: Shape, slices: tuple[Part, ...], pool: list[GpuState]) -> Rejection | None:
+    most = max(part.request.gpus for part in slices)
+    if len(pool) < most:
+        return Rejection(Reason.FEW_GPUS, most, len(pool))
+    for part in slices:
+        units = shape.units(part)
+        large = sum(state.gpu.units >= units for state in pool)
+        if large < part.request.gpus:
+            largest = max(state.gpu.units for state in pool)
+            if largest < units:
+                return Rejection(Reason.SMALL_GPUS, units, largest)
+            return Rejection(Reason.FEW_GPUS, part.request.gpus, large)
+    together = shape.together and len(slices) > 1
+    if together and not any(within(shape.total(s.gpu.units), capacity=s.gpu.units) for s in pool):
+        return Rejection(Reason.SMALL_TOGETHER)
+    healthy = [state for state in pool if state.gpu.health == "ok"]
+    if len(healthy) < most:
+        return Rejection(Reason.SICK, most, len(healthy))
+    for part in slices:
+        rejection = _judge_part(shape, part, healthy)
+        if rejection is not None:
+            return rejection
+    if together and not any(fits(s.held, shape.total(s.gpu.units), capacity=s.gpu.units) for s in healthy):
+        return Rejection(Reason.TOGETHER)
+    return None
+
+
+def _judge_part(shape: Shape, part: Part, pool: list[GpuState]) -> Rejection | None:
+    """Why one container alone finds no room, said by the scarcest amount."""
+    request = part.request
+    room = sum(_has_room(state, part, shape) for state in pool)
+    if room >= request.gpus:
+        return None
+    if request.whole:
+        return Rejection(Reason.WHOLE_GPUS, request.gpus, room)
+    if request.memory is not None:
+        units = shape.units(part)
+        best = max(free_units(state.held, capacity=state.gpu.units) for state in pool)
+        if best < units:
+            return Rejection(Reason.UNITS, units, best)
+    else:
+        percent = request.memory_percent or 0
+        best = max(free_percent(state.held, capacity=state.gpu.units) for state in pool)
+        if best < percent:
+            return Rejection(Reason.PERCENT, percent, best)
+    compute = request.compute or 0
+    calmest = max(max(0, 100 - state.held.compute) for state in pool)
+    if calmest < compute:
+        return Rejection(Reason.COMPUTE, compute, calmest)
+    if request.gpus > 1:
+        return Rejection(Reason.FREE_GPUS, request.gpus, room)
+    return Rejection(Reason.BOTH)
+
+
+def _judge_instances(shape: Shape, gpus: Sequence[GpuState]) -> Rejection | None:
+    for profile, need in sorted(shape.instances.items()):
+        pool = [state for state in gpus if _matches(shape, state)]
+        there = sum(profile_name(i.profile) == profile for state in pool for i in state.gpu.mig)
+        if there < need:
+            return Rejection(Reason.NO_MIG, need, there, profile)
+        free = sum(len(free_instances(state, profile)) for state in pool if state.gpu.health == "ok")
+        if free < need:
+            return Rejection(Reason.MIG_TAKEN, need, free, profile)
+    return None
+
+
+def free_instances(state: GpuState, profile: str) -> list[str]:
+    """IDs of the GPU's free MIG instances of a profile (as ticket names write it), in the inventory's order."""
+    return [i.id for i in state.gpu.mig if profile_name(i.profile) == profile and i.id not in state.taken]
+
+
+def what(shape: Shape, reason: Reason, profile: str = "") -> str:
+    """The name or list that a reason's text has for this shape."""
+    wishes = shape.wishes
+    match reason:
+        case Reason.NO_UUID:
+            text = ",".join(wishes.uuids)
+        case Reason.NO_MODEL:
+            text = wishes.models_text
+        case Reason.WEAK_GUARANTEE:
+            text = wishes.least.value
+        case Reason.NO_LINKS | Reason.FREE_LINKS:
+            text = JOIN_NAMES[wishes.joins[-1]]
+        case _:
+            text = profile
+    return text if len(text) <= _LONGEST_WHAT else f"{text[:_LONGEST_WHAT]}..."
+
+
+def _matches(shape: Shape, state: GpuState) -> bool:
+    gpu, wishes = state.gpu, shape.wishes
+    return (
+        wishes.takes_uuid(gpu.uuid) and wishes.takes_model(gpu.model) and gpu.guarantee.memory.satisfies(wishes.least)
+    )
+
+
+def _sliceable(state: GpuState) -> bool:
+    return not state.gpu.mig and state.gpu.units > 0
+
+
+def _has_room(state: GpuState, part: Part, shape: Shape) -> bool:
+    capacity = state.gpu.units
+    return fits(state.held, hold(part.request, capacity=capacity, unit=shape.unit), capacity=capacity)
+
+
+def _one_gpu(shape: Shape, pool: list[GpuState], by: Policy) -> str:
+    """The best GPU for all slices together; `judge` has seen that there is one."""
+    best: tuple[int, int] | None = None
+    chosen = ""
+    for index, state in enumerate(pool):
+        capacity = state.gpu.units
+        total = state.held + shape.total(capacity)
+        if within(total, capacity=capacity):
+            key = (by.gpu_cost(left(total, capacity=capacity)), index)
+            if best is None or key < best:
+                best, chosen = key, state.gpu.id
+    return chosen
+
+
+def _no_arrangement(shape: Shape, pool: list[GpuState]) -> Rejection:
+    several = max(part.request.gpus for part in shape.slices)
+    joins = shape.wishes.joins
+    if joins[-1] == "any" or several == 1:
+        return Rejection(Reason.ARRANGEMENT)
+    gpus = [state.gpu for state in pool]
+    reason = Reason.FREE_LINKS if possible(gpus, several, joins, Budget(STEPS)) else Reason.NO_LINKS
+    return Rejection(reason, several, what=what(shape, reason))
+
+
+def _instances(named: list[tuple[str, Part]], pool: list[GpuState]) -> dict[str, tuple[Place, ...]]:
+    """MIG instances: the fullest GPU first; a plain init container takes what later containers will have."""
+    given: dict[str, list[Place]] = {}
+    free: dict[str, list[Place]] = {}
+    places: dict[str, tuple[Place, ...]] = {}
+    # Containers that stay come first, so that the init containers can borrow theirs.
+    for name, part in sorted(named, key=lambda item: item[1].role == "init"):
+        if part.request.mig is None:
+            continue
+        profile, count = profile_name(part.request.mig), part.request.gpus
+        if profile not in free:
+            order = sorted(pool, key=lambda state: len(free_instances(state, profile)))
+            free[profile] = [Place(state.gpu.id, i) for state in order for i in free_instances(state, profile)]
+            given[profile] = []
+        reused = _borrowed(name, named, places, profile)[:count] if part.role == "init" else []
+        fresh = free[profile][: count - len(reused)]
+        if part.role == "init":
+            # The next init container may have the same ones again.
+            places[name] = (*reused, *fresh)
+        else:
+            del free[profile][: len(fresh)]
+            places[name] = tuple(fresh)
+    return places
+
+
+def _borrowed(
+    init: str, named: list[tuple[str, Part]], places: Mapping[str, tuple[Place, ...]], profile: str
+) -> list[Place]:
+    """Instances of containers that start after this init container."""
+    order = [name for name, _ in named]
+    return [
+        each
+        for name, part in named[order.index(init) + 1 :]
+        if part.role != "init" and part.request.mig is not None and profile_name(part.request.mig) == profile
+        for each in places[name]
+    ]
+
+
+class _Search:
+    """Containers by size, GPUs by the policy, back where it leads nowhere."""
+
+    def __init__(self, slices: list[tuple[str, Part]], pool: list[GpuState], shape: Shape, by: Policy) -> None:
+        self._pool = pool
+        self._shape = shape
+        self._by = by
+        self._held = [state.held for state in pool]
+        self._budget = Budget(STEPS)
+        self._failed: set[tuple[int, tuple[object, ...]]] = set()
+        self._slices = sorted(slices, key=lambda item: _size(item[1]), reverse=True)
+        # Where no container has several GPUs, it doesn't matter which of two GPUs in the same state is which.
+        self._alike = all(part.request.gpus == 1 for _, part in slices)
+        self._chosen: dict[str, tuple[Place, ...]] = {}
+
+    def run(self) -> dict[str, tuple[Place, ...]] | None:
+        return self._chosen if self._put(0) else None
+
+    def _put(self, index: int) -> bool:
+        if index == len(self._slices):
+            return True
+        state = (index, self._signature())
+        if state in self._failed:
+            return False
+        name, part = self._slices[index]
+        for group in self._groups(part):
+            if not self._budget.spend():
+                return False
+            before = [self._held[gpu] for gpu in group]
+            for gpu in group:
+                self._held[gpu] += self._piece(gpu, part)
+            if self._put(index + 1):
+                self._chosen[name] = tuple(Place(self._pool[gpu].gpu.id) for gpu in group)
+                return True
+            for gpu, held in zip(group, before, strict=True):
+                self._held[gpu] = held
+        self._failed.add(state)
+        return False
+
+    def _groups(self, part: Part) -> Iterator[tuple[int, ...]]:
+        fitting: list[tuple[int, int]] = []
+        for index, state in enumerate(self._pool):
+            total, capacity = self._held[index] + self._piece(index, part), state.gpu.units
+            if within(total, capacity=capacity):
+                fitting.append((self._by.gpu_cost(left(total, capacity=capacity)), index))
+        order = [index for _, index in sorted(fitting)]
+        if part.request.gpus > 1:
+            ordered = [self._pool[index].gpu for index in order]
+            for group in groups(ordered, part.request.gpus, self._shape.wishes.joins, self._budget):
+                yield tuple(order[index] for index in group)
+            return
+        seen: set[tuple[int, Holding]] = set()
+        for index in order:
+            kind = (self._pool[index].gpu.units, self._held[index])
+            if not self._alike or kind not in seen:
+                seen.add(kind)
+                yield (index,)
+
+    def _piece(self, index: int, part: Part) -> Holding:
+        return hold(part.request, capacity=self._pool[index].gpu.units, unit=self._shape.unit)
+
+    def _signature(self) -> tuple[object, ...]:
+        if not self._alike:
+            return tuple(self._held)
+        kinds = [
+            (state.gpu.units, held.units, held.percent, held.percent_units, held.compute)
+            for state, held in zip(self._pool, self._held, strict=True)
+        ]
+        return tuple(sorted(kinds))
+
+
+def _size(part: Part) -> tuple[int, int, int]:
+    """The larger first: whole GPUs, then by number of GPUs, then by thousandths of a nominal 80 GiB GPU."""
+    request = part.request
+    memory = 10 * (request.memory_percent or 0) + 1000 * (request.memory or 0) // (80 << 30)
+    return (int(request.whole), request.gpus, max(memory, 10 * (request.compute or 0)))
