@@ -72,7 +72,10 @@ def test_a_profile():
         ("profiles:\n- name: a\n  units:\n  - name: x\n    region: [a]", r"region \(line 5\).*did you mean 'regions'"),
         ("profiles:\n- {name: a, units: [{name: x}]}\n- {name: a, units: [{name: x}]}", r"'a' stands twice"),
         ("profiles:\n- {name: a, units: [{name: x}, {name: x}]}", r"units \(line 2\): one unit's name stands twice"),
-        ("profiles:\n- {name: a, units: [{name: x}, {name: y}]}", r"units\[0\] \(line 2\): 'x' names neither labels nor"),
+        (
+            "profiles:\n- {name: a, units: [{name: x}, {name: y}]}",
+            r"units\[0\] \(line 2\): 'x' names neither labels nor",
+        ),
         ("isolation: [kern]", r"isolation\[0\] \(line 1\).*valid are kernel, process"),
         ("isolation: [none, none]", r"names one guarantee twice"),
         ("limits:\n  team-a:\n    memory: 1x", r"limits\.team-a\.memory \(line 3\)"),
