@@ -1,0 +1,103 @@
+"""The kubelet's own list of pods (GET /pods on port 10250), for the moments in which the API's watch is behind or away.
+
+It needs the right `get` on `nodes/pods`. The kubelet's serving certificate is usually signed by itself, so what is
+checked is that very certificate (the kubelet's file) and not a name in it; a token is never sent unchecked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from types import TracebackType
+from typing import Final, Self
+
+import aiohttp
+import msgspec
+
+from deviceplugin.errors import KubeletError
+from tessera.model.pod import Pod
+
+DEADLINE: Final = 0.5
+LARGEST: Final = 64 * 1024 * 1024
+
+
+class _PodList(msgspec.Struct):
+    items: list[Pod] | None = None
+
+
+_DECODER: Final = msgspec.json.Decoder(_PodList)
+
+
+class KubeletPods:
+    """Reads GET /pods. Use it as an async context manager."""
+
+    def __init__(
+        self, url: str, *, token: Callable[[], str] = lambda: "", ca_file: str | None = None, deadline: float = DEADLINE
+    ) -> None:
+        """Open nothing yet.
+
+        Args:
+            url: such as ``https://127.0.0.1:10250/pods``.
+            token: gives the bearer token for each request, "" for none.
+            ca_file: the kubelet's certificate or the CA that signed it; None: the machine's CAs.
+            deadline: seconds for one request.
+
+        Raises:
+            KubeletError: the file can't be read, or the URL is neither https nor on this machine.
+        """
+        local = url.startswith(("http://127.0.0.1:", "http://localhost:", "http://[::1]:"))
+        if not url.startswith("https://") and not local:
+            raise KubeletError(f"{url!r} is neither https nor on this machine; a token would be sent in the open")
+        self._url = url
+        self._token = token
+        self._deadline = deadline
+        self._tls = _tls(ca_file) if url.startswith("https://") else None
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        """Return the client itself."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the connection."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def pods(self) -> list[Pod]:
+        """Every pod that the kubelet was told of, just-rejected ones included.
+
+        Raises:
+            KubeletError: no answer in time, or one that is no list of pods.
+        """
+        if self._session is None:
+            self._session = aiohttp.ClientSession(trust_env=False)
+        token = self._token()
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        try:
+            async with (
+                asyncio.timeout(self._deadline),
+                self._session.get(self._url, headers=headers, ssl=self._tls or True, allow_redirects=False) as answer,
+            ):
+                if answer.status != 200:
+                    raise KubeletError(f"{self._url} answered {answer.status}; may this agent get nodes/pods?")
+                content = await answer.content.read(LARGEST)
+                while not answer.content.at_eof() and len(content) < LARGEST:
+                    content += await answer.content.read(LARGEST - len(content))
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise KubeletError(f"{self._url} did not answer: {str(error) or 'no answer in time'}") from error
+        try:
+            return _DECODER.decode(content).items or []
+        except msgspec.DecodeError as error:
+            raise KubeletError(f"{self._url} answered with something that is no list of pods: {error}") from error
+
+
+def _tls(ca_file: str | None) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise KubeletError(f"the kubelet's certificate {ca_file} can't be read: {error}") from error
+    context.check_hostname = ca_file is None
+    return context
