@@ -8,3 +8,26 @@ deletion and finalizers, binding and eviction, validation of extended resources,
 What it leaves out: CEL (policies are stored, not evaluated; match conditions only through a hook), OpenAPI schemas
 (unknown fields are kept), conversion between versions, quota, garbage collection, RBAC (an `authorize` hook stands in).
 """
+
+from __future__ import annotations
+
+from tessera.testing.apiserver.access import ADMIN, User, service_account
+from tessera.testing.apiserver.faults import Cut, Fault, Hold, Seen, on
+from tessera.testing.apiserver.resources import Resource, Target
+from tessera.testing.apiserver.server import FakeApiServer
+from tessera.testing.apiserver.status import StatusError
+
+__all__ = [
+    "ADMIN",
+    "Cut",
+    "FakeApiServer",
+    "Fault",
+    "Hold",
+    "Resource",
+    "Seen",
+    "StatusError",
+    "Target",
+    "User",
+    "on",
+    "service_account",
+]

@@ -91,6 +91,7 @@ RESOURCES: Final = (
     Resource(
         "", "v1", "pods", "Pod", True, ("status", "binding", "eviction", "resize", "ephemeralcontainers"), _POD_FIELDS
     ),
+    Resource("", "v1", "bindings", "Binding"),
     Resource("", "v1", "secrets", "Secret", fields=("type",)),
     Resource("", "v1", "configmaps", "ConfigMap"),
     Resource("", "v1", "services", "Service", True, ("status",), ("spec.clusterIP", "spec.type")),

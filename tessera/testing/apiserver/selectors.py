@@ -60,15 +60,6 @@ def matches_label_selector(selector: Json, has: dict[str, str]) -> bool:
     return True
 
 
-def exact_field(field_selector: str, name: str) -> str:
-    """Return the value that a field selector asks of one field, "" where it doesn't."""
-    for part in field_selector.split(","):
-        key, _, value = part.partition("=")
-        if key == name:
-            return value.removeprefix("=")
-    return ""
-
-
 def _label_tests(selector: str) -> list[_LabelTest]:
     return [_label_test(part.strip(), selector) for part in _PART.findall(selector)] if selector.strip() else []
 
