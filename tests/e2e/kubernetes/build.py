@@ -1,0 +1,105 @@
+"""Builds kube-apiserver, kube-scheduler, kube-controller-manager, kubelet, kube-proxy and kubectl from Go modules.
+
+`go install` can't: k8s.io/kubernetes requires its staging modules at v0.0.0. So a small module is made beside the cache,
+with that go.mod's requirements and a replacement for each staging module. Binaries are kept outside the repository, by
+version; a second call finds them and does nothing.
+
+    python tests/e2e/kubernetes/build.py [FOLDER]     prints the folder that holds the binaries
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+VERSION = "1.34.4"
+PROGRAMS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl")
+
+
+def main() -> int:
+    """Build what is missing and print where it is."""
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else default_folder()
+    missing = [name for name in PROGRAMS if not (folder / name).is_file()]
+    if missing:
+        began = time.monotonic()
+        sys.stderr.write(f"building Kubernetes {VERSION} ({', '.join(missing)}): about five minutes on two cores\n")
+        build(folder)
+        sys.stderr.write(f"built in {time.monotonic() - began:.0f} s\n")
+    sys.stdout.write(f"{folder}\n")
+    return 0
+
+
+def default_folder() -> Path:
+    """Where binaries of this version are kept."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(cache) / "tessera" / f"kubernetes-{VERSION}"
+
+
+def build(folder: Path) -> None:
+    """Build every program into a folder, all or none."""
+    minor = VERSION.split(".")[1]
+    with tempfile.TemporaryDirectory(prefix="tessera-kubernetes-") as scratch:
+        module = Path(scratch)
+        upstream = _go_mod(f"k8s.io/kubernetes@v{VERSION}")
+        (module / "go.mod").write_text(_module(upstream))
+        (module / "doc.go").write_text("// Package kubernetes only carries the requirements.\npackage kubernetes\n")
+        out = module / "out"
+        flags = " ".join(
+            f"-X k8s.io/component-base/version.{key}={value}"
+            for key, value in {
+                "gitVersion": f"v{VERSION}",
+                "gitMajor": "1",
+                "gitMinor": minor,
+                "gitTreeState": "clean",
+            }.items()
+        )
+        packages = [f"k8s.io/kubernetes/cmd/{name}" for name in PROGRAMS]
+        command = ["go", "build", "-mod=mod", "-trimpath", "-ldflags", f"-s -w {flags}", "-o", f"{out}/", *packages]
+        subprocess.run(command, cwd=module, env={**os.environ, "CGO_ENABLED": "0"}, check=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in PROGRAMS:
+            partial = folder / f".{name}.partial"
+            partial.write_bytes((out / name).read_bytes())
+            partial.chmod(0o755)
+            partial.rename(folder / name)
+
+
+def _go_mod(module: str) -> str:
+    done = subprocess.run(["go", "mod", "download", "-json", module], capture_output=True, text=True, check=True)
+    found = re.search(r'"GoMod": "([^"]+)"', done.stdout)
+    if found is None:
+        message = f"go mod download says nothing of {module}'s go.mod: {done.stdout}{done.stderr}"
+        raise RuntimeError(message)
+    return Path(found.group(1)).read_text()
+
+
+def _module(upstream: str) -> str:
+    """Our go.mod: upstream's go version, settings and requirements, with each staging module at its release."""
+    staging_version = f"v0.{VERSION.split('.', 1)[1]}"
+    lines = ["module tessera.dev/kubernetes", ""]
+    staging: list[str] = []
+    keep = False
+    for line in upstream.splitlines():
+        if line.startswith(("module ", "replace ")):
+            continue
+        if re.match(r"(require|godebug) \(", line):
+            keep = True
+        if keep or line.startswith(("go ", "godebug ", "require ", "toolchain ")):
+            found = re.match(r"\s*(?:require )?(k8s\.io/\S+) v0\.0\.0(?!\S)", line)
+            if found:
+                staging.append(found.group(1))
+            lines.append(line.replace(" v0.0.0", f" {staging_version}") if found else line)
+        if line == ")":
+            keep = False
+    lines += ["", f"require k8s.io/kubernetes v{VERSION}", ""]
+    lines += [f"replace {name} => {name} {staging_version}" for name in sorted(set(staging))]
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
