@@ -1,0 +1,190 @@
+"""The ledger's numbers as plain numpy arrays: one row per node, one column per GPU slot.
+
+Only numbers that scoring needs; who holds what is the ledger's. Rows are reused when nodes come and go, and arrays only
+grow, so nothing is rebuilt when the cluster changes. Every row carries the number of its last change: whoever keeps
+something per row compares it and redoes only what is stale.
+"""
+
+from __future__ import annotations
+
+from typing import Final, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tessera.model.guarantee import Guarantee
+from tessera.placement.holding import Holding
+
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+Kind = TypeVar("Kind", bound=np.generic)
+
+MOST_PROFILES: Final = 64
+"""MIG profiles that are counted; NVIDIA's largest list has under 30."""
+MOST_MODELS: Final = 4096
+_FIRST_ROWS: Final = 16
+_FIRST_WIDTH: Final = 8
+_GUARANTEES: Final = tuple(Guarantee)
+
+
+def guarantee_rank(guarantee: Guarantee) -> int:
+    """0 for the firmest."""
+    return _GUARANTEES.index(guarantee)
+
+
+class Amounts:
+    """What is held, in the four sums of `Holding`, each of shape rows x slots."""
+
+    __slots__ = ("compute", "percent", "percent_units", "units")
+
+    def __init__(self, rows: int, width: int) -> None:
+        """Nothing held."""
+        self.units = np.zeros((rows, width), np.int64)
+        self.percent = np.zeros((rows, width), np.int64)
+        self.percent_units = np.zeros((rows, width), np.int64)
+        self.compute = np.zeros((rows, width), np.int64)
+
+    def set(self, row: int, slot: int, held: Holding) -> None:
+        """Write one GPU's sums."""
+        self.units[row, slot] = held.units
+        self.percent[row, slot] = held.percent
+        self.percent_units[row, slot] = held.percent_units
+        self.compute[row, slot] = held.compute
+
+    def clear(self, row: int) -> None:
+        """Hold nothing on any GPU of a node."""
+        for name in self.__slots__:
+            getattr(self, name)[row] = 0
+
+    def grow(self, rows: int, width: int) -> None:
+        """Make room; what is new holds nothing."""
+        for name in self.__slots__:
+            setattr(self, name, grown(getattr(self, name), rows, width))
+
+
+class Columns:
+    """All arrays of a ledger.
+
+    Attributes:
+        capacity: units of each GPU, 0 where there is none.
+        sliceable: a GPU that is not cut by MIG and has units.
+        healthy: it takes new slices.
+        ident: the GPU's id as a number, 0 where there is no GPU.
+        model: number of its product name in `models`.
+        guarantee: rank of its memory guarantee.
+        held: what is held, foreign use included.
+        soft: what was named to pods that are not bound yet.
+        has_soft: by row, whether any of that is not nothing.
+        closed: by row, code of the reason why the node is not offered, 0 where it is.
+        rank: by row, its place in the order of names; ties go to the lowest.
+        version: by row, number of its last change.
+        mig_there, mig_free: by MIG profile, number of instances (on healthy GPUs and not in use, for the latter).
+    """
+
+    def __init__(self) -> None:
+        """No rows yet."""
+        self.rows = 0
+        self.width = _FIRST_WIDTH
+        self._allocated = _FIRST_ROWS
+        shape = (_FIRST_ROWS, _FIRST_WIDTH)
+        self.capacity = np.zeros(shape, np.int64)
+        self.sliceable = np.zeros(shape, np.bool_)
+        self.healthy = np.zeros(shape, np.bool_)
+        self.ident = np.zeros(shape, np.int64)
+        self.model = np.zeros(shape, np.int64)
+        self.guarantee = np.zeros(shape, np.int64)
+        self.held = Amounts(*shape)
+        self.soft = Amounts(*shape)
+        self.has_soft = np.zeros(_FIRST_ROWS, np.bool_)
+        self.closed = np.zeros(_FIRST_ROWS, np.int64)
+        self.rank = np.zeros(_FIRST_ROWS, np.int64)
+        self.version = np.zeros(_FIRST_ROWS, np.int64)
+        self.mig_there: dict[str, IntArray] = {}
+        self.mig_free: dict[str, IntArray] = {}
+        self.models: dict[str, int] = {"": 0}
+        self._version = 0
+        self._free_rows: list[int] = []
+
+    @property
+    def allocated(self) -> int:
+        """Rows that the arrays have room for; what is kept per row has this length."""
+        return self._allocated
+
+    @property
+    def latest(self) -> int:
+        """Number of the last change of any row."""
+        return self._version
+
+    def new_row(self) -> int:
+        """Take a row for a node."""
+        if self._free_rows:
+            row = self._free_rows.pop()
+        else:
+            row = self.rows
+            self.rows += 1
+        self.ensure(self.rows, 0)
+        self.touch(row)
+        return row
+
+    def free_row(self, row: int) -> None:
+        """Give a row back, emptied."""
+        self.clear(row)
+        self.closed[row] = 0
+        self._free_rows.append(row)
+
+    def clear(self, row: int) -> None:
+        """Take every GPU out of a row."""
+        for array in (self.capacity, self.sliceable, self.healthy, self.ident, self.model, self.guarantee):
+            array[row] = 0
+        self.held.clear(row)
+        self.soft.clear(row)
+        self.has_soft[row] = False
+        for counts in (*self.mig_there.values(), *self.mig_free.values()):
+            counts[row] = 0
+        self.touch(row)
+
+    def touch(self, row: int) -> None:
+        """Say that a row has changed."""
+        self._version += 1
+        self.version[row] = self._version
+
+    def ensure(self, rows: int, width: int) -> None:
+        """Make room for so many rows of so many slots; arrays double, so that a growing cluster costs little."""
+        if rows <= self._allocated and width <= self.width:
+            return
+        allocated = self._allocated
+        while allocated < rows:
+            allocated *= 2
+        width = max(self.width, width)
+        for name in ("capacity", "sliceable", "healthy", "ident", "model", "guarantee"):
+            setattr(self, name, grown(getattr(self, name), allocated, width))
+        for name in ("has_soft", "closed", "rank", "version"):
+            setattr(self, name, grown(getattr(self, name), allocated))
+        self.held.grow(allocated, width)
+        self.soft.grow(allocated, width)
+        for table in (self.mig_there, self.mig_free):
+            for profile, counts in table.items():
+                table[profile] = grown(counts, allocated, width)
+        self._allocated, self.width = allocated, width
+
+    def model_number(self, model: str) -> int:
+        """The number of a product name; names stay, as a cluster has few. Beyond `MOST_MODELS` all share one."""
+        if len(self.models) >= MOST_MODELS:
+            return self.models.get(model, 0)
+        return self.models.setdefault(model, len(self.models))
+
+    def profile(self, profile: str) -> tuple[IntArray, IntArray] | None:
+        """The counts of a MIG profile, made at first sight; None above `MOST_PROFILES`."""
+        if profile not in self.mig_there:
+            if len(self.mig_there) >= MOST_PROFILES:
+                return None
+            self.mig_there[profile] = np.zeros((self._allocated, self.width), np.int64)
+            self.mig_free[profile] = np.zeros((self._allocated, self.width), np.int64)
+        return self.mig_there[profile], self.mig_free[profile]
+
+
+def grown(array: NDArray[Kind], *shape: int) -> NDArray[Kind]:
+    """A copy with room for more, zeros where it is new."""
+    larger = np.zeros(shape, array.dtype)
+    larger[tuple(slice(0, size) for size in array.shape)] = array
+    return larger

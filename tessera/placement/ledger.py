@@ -1,0 +1,250 @@
+"""Who holds what on every GPU of the cluster, and how much is free: changed in place, never rebuilt.
+
+Three kinds of things are held on a GPU: bookings (bound pods, and reservations of pods that are just being bound), foreign
+use that the node sees (`held`), and soft bookings (what a filter has just named: avoided, not refused). A booking is kept
+as its `Claim`, by a key (the pod's UID), under its node's name, whether that node is known yet or not; what it comes to in
+units is counted again whenever the node's GPUs change. So any order of events leads to the same state as counting all
+objects anew, which is what the tests check.
+
+All calls are synchronous and there is one event loop: what a caller has seen free is free when it books.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Final
+
+from tessera.model.inventory import Gpu, Inventory
+from tessera.model.plan import Drift
+from tessera.placement.claims import Claim, Taken
+from tessera.placement.columns import Columns, guarantee_rank
+from tessera.placement.fit import GpuState, free_instances
+from tessera.placement.holding import NOTHING
+from tessera.placement.nodebook import NodeBook, Room, Slot
+from tessera.placement.reasons import Reason
+from tessera.placement.shape import profile_name
+
+_NO_DRIFT: Final[Drift] = {}
+
+
+class Ledger:
+    """The state of all GPUs.
+
+    Attributes:
+        columns: the numbers as arrays, for scoring.
+        nodes_changed: counts changes of the set of node names; what is kept per list of names hangs on it.
+    """
+
+    def __init__(self, *, grew: Callable[[str], None] | None = None) -> None:
+        """Start empty.
+
+        Args:
+            grew: called with a node's name when something on it can take more than before.
+        """
+        self.columns = Columns()
+        self.nodes_changed = 0
+        self._grew = grew
+        self._books: dict[str, NodeBook] = {}
+        self._where: dict[str, str] = {}
+        self._soft_where: dict[str, str] = {}
+        self._ranked = True
+
+    # Nodes.
+
+    def set_node(
+        self, name: str, inventory: Inventory | None, *, closed: Reason | None = None, drift: Drift = _NO_DRIFT
+    ) -> None:
+        """Say what a node is now; called again for every change.
+
+        Args:
+            name: of the node.
+            inventory: its GPUs; None where it has none or they can't be read.
+            closed: why it takes no pods, or None.
+            drift: what its agent reports beside the plans.
+        """
+        book = self._book(name)
+        before = self._room(book)
+        was_closed = book.closed
+        if not book.there:
+            self._names_changed()
+        if book.become(inventory, closed=closed, drift=drift):
+            self.columns.clear(book.row)
+            self._write(book, book.slots)
+        elif book.closed is not was_closed:
+            self._write(book, ())
+        self._tell(book, before)
+
+    def drop_node(self, name: str) -> None:
+        """Forget a node; bookings under its name stay and count again if it comes back."""
+        book = self._books.get(name)
+        if book is None or not book.there:
+            return
+        book.leave()
+        self._names_changed()
+        self.columns.clear(book.row)
+        self._write(book, ())
+        self._tidy(book)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether a node of that name is known."""
+        return isinstance(name, str) and name in self._books and self._books[name].there
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of the nodes that are known, in order."""
+        return iter(sorted(name for name, book in self._books.items() if book.there))
+
+    def row(self, name: str) -> int:
+        """The node's row in `columns`, or -1 where it is not known."""
+        book = self._books.get(name)
+        return book.row if book is not None and book.there else -1
+
+    def closed(self, name: str) -> Reason | None:
+        """Why the node takes no pods, or None where it does."""
+        book = self._books.get(name)
+        return book.closed if book is not None else Reason.UNKNOWN_NODE
+
+    def gpus(self, name: str) -> dict[str, Gpu]:
+        """The node's GPUs by id, in its inventory's order."""
+        book = self._books.get(name)
+        return {gpu: slot.gpu for gpu, slot in book.slots.items()} if book is not None else {}
+
+    def states(self, name: str, *, without: Collection[str] = (), soft: bool = False) -> list[GpuState]:
+        """The node's GPUs with what is held on them now.
+
+        Args:
+            name: of the node.
+            without: keys whose bookings are left out (would-be victims, or the pod that asks).
+            soft: count soft bookings too.
+        """
+        book = self._books.get(name)
+        return book.states(without=without, soft=soft) if book is not None else []
+
+    # Bookings.
+
+    def book(self, key: str, name: str, claim: Claim) -> None:
+        """Book a claim under a key; the same again changes nothing, another replaces it, on whichever node it was."""
+        if self._where.get(key, name) != name:
+            self.release(key)
+        book = self._book(name)
+        if book.claim(key) == claim:
+            return
+        before = self._room(book)
+        self._where[key] = name
+        self._write(book, book.book(key, claim))
+        self._tell(book, before)
+
+    def release(self, key: str) -> None:
+        """Free what is booked under a key; nothing where nothing is."""
+        name = self._where.pop(key, None)
+        if name is None:
+            return
+        book = self._books[name]
+        before = self._room(book)
+        self._write(book, book.release(key))
+        self._tell(book, before)
+        self._tidy(book)
+
+    def booked(self, key: str) -> tuple[str, Claim] | None:
+        """The node and the claim booked under a key."""
+        name = self._where.get(key)
+        claim = self._books[name].claim(key) if name is not None else None
+        return None if name is None or claim is None else (name, claim)
+
+    def keys(self, name: str) -> list[str]:
+        """What is booked on a node."""
+        book = self._books.get(name)
+        return book.keys() if book is not None else []
+
+    def holdings(self, name: str) -> dict[str, Taken]:
+        """What each booking of a node comes to, by key; what the node reported of unknown pods under their UIDs too."""
+        book = self._books.get(name)
+        return book.holdings() if book is not None else {}
+
+    def name_softly(self, key: str, name: str, claim: Claim) -> None:
+        """Remember what a filter has named; it replaces what was named under that key before."""
+        self.forget_softly(key)
+        book = self._book(name)
+        self._soft_where[key] = name
+        self._write(book, book.name_softly(key, claim))
+
+    def forget_softly(self, key: str) -> None:
+        """Forget what was named under a key."""
+        name = self._soft_where.pop(key, None)
+        if name is None:
+            return
+        book = self._books[name]
+        self._write(book, book.forget_softly(key))
+        self._tidy(book)
+
+    def named(self, key: str) -> tuple[str, Claim] | None:
+        """The node and the claim that were named under a key."""
+        name = self._soft_where.get(key)
+        claim = self._books[name].soft_claim(key) if name is not None else None
+        return None if name is None or claim is None else (name, claim)
+
+    def rank(self) -> None:
+        """Bring `columns.rank` up to date after nodes came or went."""
+        if self._ranked:
+            return
+        for place, name in enumerate(self):
+            self.columns.rank[self._books[name].row] = place
+        self._ranked = True
+
+    # Inside.
+
+    def _book(self, name: str) -> NodeBook:
+        book = self._books.get(name)
+        if book is None:
+            book = self._books[name] = NodeBook(name, self.columns.new_row())
+            self.columns.closed[book.row] = Reason.UNKNOWN_NODE.code
+        return book
+
+    def _tidy(self, book: NodeBook) -> None:
+        if book.idle:
+            self.columns.free_row(book.row)
+            del self._books[book.name]
+
+    def _names_changed(self) -> None:
+        self.nodes_changed += 1
+        self._ranked = False
+
+    def _write(self, book: NodeBook, gpus: Iterable[str]) -> None:
+        """Bring a node's row up to date, for these of its GPUs."""
+        columns, row = self.columns, book.row
+        columns.ensure(columns.rows, len(book.slots))
+        columns.closed[row] = book.closed.code if book.closed is not None else 0
+        wanted = set(gpus)
+        for index, (gpu, slot) in enumerate(book.slots.items()):
+            if gpu in wanted:
+                self._write_slot(row, index, slot)
+        columns.has_soft[row] = any(slot.soft for slot in book.slots.values())
+        columns.touch(row)
+
+    def _write_slot(self, row: int, index: int, slot: Slot) -> None:
+        columns, gpu = self.columns, slot.gpu
+        columns.capacity[row, index] = gpu.units
+        columns.sliceable[row, index] = gpu.units > 0 and not gpu.mig
+        columns.healthy[row, index] = gpu.health == "ok"
+        columns.ident[row, index] = int(gpu.id, 16)
+        columns.model[row, index] = columns.model_number(gpu.model)
+        columns.guarantee[row, index] = guarantee_rank(gpu.guarantee.memory)
+        columns.held.set(row, index, slot.held)
+        columns.soft.set(row, index, slot.soft)
+        if not gpu.mig:
+            return
+        state = GpuState(gpu, NOTHING, slot.instances)
+        for profile in {profile_name(instance.profile) for instance in gpu.mig}:
+            counts = columns.profile(profile)
+            if counts is not None:
+                counts[0][row, index] = sum(profile_name(i.profile) == profile for i in gpu.mig)
+                counts[1][row, index] = len(free_instances(state, profile)) if gpu.health == "ok" else 0
+
+    def _room(self, book: NodeBook) -> Room:
+        return book.room() if self._grew is not None else {}
+
+    def _tell(self, book: NodeBook, before: Room) -> None:
+        if self._grew is None:
+            return
+        now = book.room()
+        if any(gpu not in before or any(map(int.__gt__, room, before[gpu])) for gpu, room in now.items()):
+            self._grew(book.name)
