@@ -27,6 +27,8 @@ class Board:
         self._gpus: dict[str, Gpu] = {}
         self._elsewhere: frozenset[str] = frozenset()
         self._subscribers: list[Callable[[], None]] = []
+        self.version = 0
+        """Grows with every change of facts."""
         self.offers: dict[str, Offer] = {}
         self.ledger = Ledger(names, {})
         self.update(gpus)
@@ -109,5 +111,6 @@ class Board:
         )
 
     def _tell(self) -> None:
+        self.version += 1
         for callback in self._subscribers:
             callback()

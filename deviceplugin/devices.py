@@ -116,7 +116,8 @@ class Offer:
 def catalogue(gpus: Iterable[Gpu], names: Names) -> dict[str, Offer]:
     """Everything the node advertises, by resource name.
 
-    A GPU that is cut by MIG offers its instances only. The three tickets are there as soon as one GPU is not cut.
+    A GPU in MIG mode (which has no units) offers its instances only. The three tickets are there as soon as one GPU has
+    units.
 
     Raises:
         AdvertiseError: two GPUs whose UUIDs begin alike, an instance without a number, IDs that are too long or stand
@@ -130,7 +131,7 @@ def catalogue(gpus: Iterable[Gpu], names: Names) -> dict[str, Offer]:
                 f"GPUs {other.uuid} and {gpu.uuid} both shorten to {gpu.id}; their device IDs would be the same, so "
                 "neither can be served: keep one of them away from this node"
             )
-    whole = [gpu for gpu in known.values() if not gpu.mig]
+    whole = [gpu for gpu in known.values() if not gpu.mig and gpu.units > 0]
     offers: dict[str, Offer] = {}
     if whole:
         counts = (

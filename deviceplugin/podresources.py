@@ -9,7 +9,7 @@ makes the kubelet purge finished pods and with that rebuild its set of allocated
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Final, Protocol, Self, TypeVar
 
@@ -92,6 +92,15 @@ class Listing:
     def pods(self) -> Mapping[PodKey, list[ListedContainer]]:
         """Containers by pod."""
         return self._pods
+
+    def holder(self, resource: str, ids: Iterable[str]) -> tuple[PodKey, str] | None:
+        """The pod and container that have any of these IDs, or None."""
+        wanted = frozenset(ids)
+        for key, containers in self._pods.items():
+            for container in containers:
+                if not wanted.isdisjoint(container.ids(resource)):
+                    return key, container.name
+        return None
 
     def container(self, key: PodKey, name: str) -> ListedContainer | None:
         """One container, or None where the pod or the container isn't listed."""
