@@ -2,7 +2,8 @@
 
 ``FakeNvml.create`` makes a node, its ``library`` is what the node agent loads, its ``environment()`` what a child needs.
 The library answers as the driver does: counts where a buffer is too small, NOT_SUPPORTED where the product can't,
-GPU_IS_LOST where the GPU is gone, and it never crashes on a bad state file.
+GPU_IS_LOST where the GPU is gone, and it never crashes on a bad state file. One process talks to one node at a time: the
+file is chosen by TESSERA_FAKE_NVML_STATE when the library is initialised, and kept until the last shutdown.
 """
 
 from tessera.testing.nvml.build import SONAME, build_library, known_functions

@@ -7,7 +7,7 @@ may be open on one file; none of them is special.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -134,9 +134,12 @@ class FakeNvml:
             names = [state.missing[i].value.decode() for i in range(state.missing_count)]
         return build_library(missing=names)
 
-    def environment(self) -> dict[str, str]:
-        """What a child process needs to find this node by ``libnvidia-ml.so.1`` alone."""
-        others = os.environ.get("LD_LIBRARY_PATH")
+    def environment(self, *, inherited: Mapping[str, str] | None = None) -> dict[str, str]:
+        """What a child process needs to find this node by ``libnvidia-ml.so.1`` alone.
+
+        ``inherited`` (this process's environment if not given) is read for the LD_LIBRARY_PATH that is to stay.
+        """
+        others = (os.environ if inherited is None else inherited).get("LD_LIBRARY_PATH")
         folder = str(self.library.parent)
         return {
             STATE_VARIABLE: str(self.path.absolute()),
