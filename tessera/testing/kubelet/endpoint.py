@@ -104,8 +104,7 @@ class PluginClient:
         except grpc.aio.AioRpcError as error:
             _log.warning("%s: ListAndWatch ended unexpectedly: %s", self.resource, go_status(error))
         except asyncio.CancelledError:
-            # Closing the channel cancels the call under the reader; a cancelled task is another matter.
-            if not self._closed:
+            if not self._hung_up():
                 raise
 
     async def close(self) -> None:
@@ -170,12 +169,16 @@ class PluginClient:
             self._record(PluginCall(call.method, call.resource, call.ids, call.size, call.must_include, text))
             raise AllocationError(text) from error
         except asyncio.CancelledError as error:
-            # Hanging up cancels the calls in flight; a cancelled task is another matter.
-            if not self._closed:
+            if not self._hung_up():
                 raise
             raise AllocationError(_CLOSING) from error
         self._record(call)
         return response
+
+    def _hung_up(self) -> bool:
+        """Tell whether a CancelledError only means that `close` cancelled the call, not somebody the caller's task."""
+        task = asyncio.current_task()
+        return self._closed and not (task is not None and task.cancelling())
 
     def _open(self) -> grpc.aio.Channel:
         if self._channel is None:
