@@ -32,6 +32,11 @@ def guarantee_rank(guarantee: Guarantee) -> int:
     return _GUARANTEES.index(guarantee)
 
 
+def gpu_number(gpu: str) -> int:
+    """A GPU's id (12 hex digits) as a number above 0."""
+    return int(gpu, 16) + 1
+
+
 class Amounts:
     """What is held, in the four sums of `Holding`, each of shape rows x slots."""
 
@@ -69,7 +74,7 @@ class Columns:
         capacity: units of each GPU, 0 where there is none.
         sliceable: a GPU that is not cut by MIG and has units.
         healthy: it takes new slices.
-        ident: the GPU's id as a number, 0 where there is no GPU.
+        ident: `gpu_number` of the GPU, 0 where there is no GPU.
         model: number of its product name in `models`.
         guarantee: rank of its memory guarantee.
         held: what is held, foreign use included.

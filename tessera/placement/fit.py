@@ -214,8 +214,10 @@ def what(shape: Shape, reason: Reason, profile: str = "") -> str:
             text = wishes.least.value
         case Reason.NO_LINKS | Reason.FREE_LINKS:
             text = JOIN_NAMES[wishes.joins[-1]]
-        case _:
+        case Reason.NO_MIG | Reason.MIG_TAKEN:
             text = profile
+        case _:
+            text = ""
     return text if len(text) <= _LONGEST_WHAT else f"{text[:_LONGEST_WHAT]}..."
 
 

@@ -17,7 +17,7 @@ from typing import Final
 from tessera.model.inventory import Gpu, Inventory
 from tessera.model.plan import Drift
 from tessera.placement.claims import Claim, Taken
-from tessera.placement.columns import Columns, guarantee_rank
+from tessera.placement.columns import Columns, gpu_number, guarantee_rank
 from tessera.placement.fit import GpuState, free_instances
 from tessera.placement.holding import NOTHING
 from tessera.placement.nodebook import NodeBook, Room, Slot
@@ -225,7 +225,7 @@ class Ledger:
         columns.capacity[row, index] = gpu.units
         columns.sliceable[row, index] = gpu.units > 0 and not gpu.mig
         columns.healthy[row, index] = gpu.health == "ok"
-        columns.ident[row, index] = int(gpu.id, 16)
+        columns.ident[row, index] = gpu_number(gpu.id)
         columns.model[row, index] = columns.model_number(gpu.model)
         columns.guarantee[row, index] = guarantee_rank(gpu.guarantee.memory)
         columns.held.set(row, index, slot.held)

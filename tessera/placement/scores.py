@@ -18,7 +18,7 @@ import numpy as np
 from tessera.model.errors import AnnotationError
 from tessera.model.guarantee import Guarantee
 from tessera.model.inventory import gpu_id
-from tessera.placement.columns import BoolArray, Columns, IntArray, grown, guarantee_rank
+from tessera.placement.columns import BoolArray, Columns, IntArray, gpu_number, grown, guarantee_rank
 from tessera.placement.fit import what
 from tessera.placement.policies import Policy, policy
 from tessera.placement.reasons import Reason, Rejection, by_code
@@ -197,7 +197,7 @@ def _masks(shape: Shape, columns: Columns, rows: IntArray) -> _Masks:
 
 def _ident(uuid: str) -> int:
     try:
-        return int(gpu_id(uuid.replace("gpu-", "GPU-", 1)), 16)
+        return gpu_number(gpu_id(uuid.replace("gpu-", "GPU-", 1)))
     except AnnotationError:
         return 0
 
