@@ -15,6 +15,7 @@ import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from random import Random
 from types import SimpleNamespace
 from typing import Final
@@ -43,6 +44,7 @@ LARGEST_ANSWER: Final = 64 << 20
 ATTEMPTS: Final = 4
 _CONNECT_TIMEOUT: Final = 5.0
 _CONNECTIONS: Final = 256
+_LARGE: Final = 512 << 10
 _BACKOFF_BASE: Final = 0.1
 _BACKOFF_CAP: Final = 3.0
 
@@ -223,7 +225,7 @@ class Transport:
         return await self._session.request(
             call.method,
             _url(access, call),
-            data=call.body,
+            data=_payload(call.body),
             headers=headers,
             ssl=True if access.tls is None else access.tls,
             server_hostname=access.server_name,
@@ -236,6 +238,11 @@ class Transport:
 def _url(access: Access, call: Call) -> URL:
     query = f"?{urlencode(call.query)}" if call.query else ""
     return URL(f"{access.url}{call.path}{query}", encoded=True)
+
+
+def _payload(body: bytes | None) -> bytes | BytesIO | None:
+    # aiohttp writes a large body of bytes in one piece, and warns of it; a file it writes in chunks.
+    return body if body is None or len(body) < _LARGE else BytesIO(body)
 
 
 async def _body(response: aiohttp.ClientResponse, *, what: str) -> bytes:

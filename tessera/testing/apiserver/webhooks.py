@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import io
 import ssl
 import uuid
 from collections.abc import Mapping
@@ -123,7 +124,8 @@ class WebhookCaller:
                 self._session.post(
                     url,
                     params={"timeout": f"{seconds}s"},
-                    data=body,
+                    # As a file, or aiohttp warns of a large body.
+                    data=io.BytesIO(body),
                     headers={"Content-Type": "application/json", "Accept": "application/json"},
                     ssl=self._context(text(config, "caBundle")),
                     server_hostname=server_name,
