@@ -22,6 +22,8 @@ from deviceplugin.allocator import Allocator
 from deviceplugin.board import Board
 from deviceplugin.devices import Announcement
 from deviceplugin.errors import AdvertiseError, RefusedError
+from deviceplugin.isolation import kernel
+from deviceplugin.isolation.injection import GPU_COMPUTE, GPU_MEMORY
 from deviceplugin.metrics import NodeMetrics
 from deviceplugin.prestart import PreStart
 from deviceplugin.slices import Given
@@ -107,6 +109,18 @@ def response(injection: InjectionLike | None) -> api.ContainerAllocateResponse:
         annotations=dict(injection.annotations),
         cdi_devices=[api.CDIDevice(name=name) for name in injection.cdi_devices],
     )
+
+
+def leave_equal(message: api.ContainerAllocateResponse, given: Given) -> None:
+    """Drop what this resource alone can't know, where a pod can't be told and each of its resources answers for all.
+
+    The kubelet resolves equal names with different values at random, so each amount may stand in one answer only.
+    """
+    if not any(piece.units for piece in given.slices):
+        for name in (GPU_MEMORY, kernel.REQUEST, kernel.LIMIT):
+            message.envs.pop(name, None)
+    if not any(piece.compute for piece in given.slices):
+        message.envs.pop(GPU_COMPUTE, None)
 
 
 class TicketServer:
@@ -279,7 +293,11 @@ class TicketServer:
         answers = []
         for asked in api.AllocateRequest.FromString(request).container_requests:
             answer = self._allocator.allocate(self.resource, list(asked.devices_ids))
-            answers.append(response(None if answer.given is None else self._injector.inject(answer.given)))
+            injected = self._injector.inject(answer.given) if answer.given is not None else None
+            message = response(injected)
+            if answer.given is not None and answer.given.pod is None:
+                leave_equal(message, answer.given)
+            answers.append(message)
             if answer.given is not None:
                 self._metrics.identified.labels(answer.kind).inc()
         return api.AllocateResponse(container_responses=answers).SerializeToString()

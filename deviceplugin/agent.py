@@ -1,0 +1,397 @@
+"""The node agent: everything wired together, from the first look at the GPUs to the hand-over to a newer agent.
+
+The order matters. What is slow comes first (NVML, the pods' watch, the machine), then the node's lock, then the ledger, and
+only then is anything served: the gap between the old agent's last answer and our first stays under half a second. Nothing
+waits for the API server longer than `SYNC_WITHIN`: an edge node that is cut off restarts its containers all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from random import Random
+from typing import Final, Literal
+
+import msgspec
+from prometheus_client import CollectorRegistry
+
+from deviceplugin import checkpoint, ledgerfile
+from deviceplugin.allocator import Allocator
+from deviceplugin.board import Board
+from deviceplugin.drift import drift
+from deviceplugin.errors import KubeletError, LedgerFileError
+from deviceplugin.gpus import GpuSide
+from deviceplugin.identity import Identity
+from deviceplugin.isolation.environment import Environment
+from deviceplugin.ledger import Owner
+from deviceplugin.ledgerfile import LedgerFile
+from deviceplugin.metrics import NodeMetrics
+from deviceplugin.notices import Notices
+from deviceplugin.nvml.source import GpuSource, Starting
+from deviceplugin.placing import Placing
+from deviceplugin.podresources import PodResources
+from deviceplugin.pods import DECODER, NodePods, PodsEndpoint, uid_of
+from deviceplugin.prestart import PreStart
+from deviceplugin.processes import ProcessMap
+from deviceplugin.publish import Publisher, metadata
+from deviceplugin.rebuild import Rebuild, Witnesses
+from deviceplugin.registration import Registrar, stamp
+from deviceplugin.rivals import Rivals
+from deviceplugin.server import TicketServer
+from deviceplugin.settle import Settler
+from deviceplugin.sightings import Sightings
+from deviceplugin.takeover import NodeLock
+from deviceplugin.tenants import Tenants
+from tessera.kube.client import ApiClient
+from tessera.kube.clock import Clock
+from tessera.kube.events import EventRecorder
+from tessera.kube.resources import PODS
+from tessera.kube.watch import WatchCache
+from tessera.model.config import Config
+from tessera.model.inventory import VERSION, Inventory
+from tessera.model.pod import Pod
+
+_log = logging.getLogger(__name__)
+
+SYNC_WITHIN: Final = 3.0
+"""Seconds to wait for the API server and for NVML at start."""
+DRAIN_WITHIN: Final = 10.0
+"""Seconds for which a leaving agent serves pods that are planned for it already."""
+_LOOK_EVERY: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where things are.
+
+    Attributes:
+        plugins: the kubelet's device-plugins folder.
+        pod_resources: the kubelet's PodResources socket.
+        state: our own folder, which survives restarts; it is made where it is missing.
+    """
+
+    plugins: str
+    pod_resources: str
+    state: str
+
+
+class Agent:
+    """One node's agent."""
+
+    def __init__(
+        self,
+        node: str,
+        places: Places,
+        *,
+        config: Callable[[], Config],
+        source: GpuSource,
+        survey: Callable[[], Awaitable[Environment]],
+        processes: ProcessMap,
+        client: ApiClient | None,
+        kubelet_pods: PodsEndpoint | None,
+        token: str,
+        clock: Clock,
+        rng: Random,
+        registry: CollectorRegistry,
+    ) -> None:
+        """Wire everything; nothing runs before `run`. Make it inside a running event loop.
+
+        Args:
+            node: the Node's name.
+            places: where things are.
+            config: as it is now.
+            source: NVML; the agent runs it.
+            survey: looks at the machine.
+            processes: which container a process is in.
+            client: the API server; None: pods are known from the kubelet only and nothing is published.
+            kubelet_pods: the kubelet's /pods.
+            token: part of our sockets' names, another one for each process.
+            clock: paces.
+            rng: jitter.
+            registry: of metrics.
+        """
+        self.node = node
+        self._places = places
+        self._config = config
+        self._source = source
+        self._clock = clock
+        self.metrics = NodeMetrics(registry)
+        self.board = Board(config().names)
+        self._cache = _pod_cache(client, node, clock=clock, rng=rng)
+        self.pods = NodePods(node, cache=self._cache, reader=client, kubelet=kubelet_pods)
+        self._recorder = (
+            EventRecorder(client, component="tessera-node", instance=node, clock=clock, rng=rng) if client else None
+        )
+        self._notices = Notices(self._recorder, self.pods, self.board.names)
+        self._lister = PodResources(places.pod_resources, clock=clock)
+        self.placing = Placing(self.board, node, lambda: config().placement)
+        self.identity = Identity(self._lister, self.pods, self.board.ledger, self.board.names, clock)
+        self.gpus = GpuSide(
+            self.board,
+            source,
+            config=config,
+            survey=survey,
+            processes=processes,
+            tenants=Tenants(self.board, self.pods),
+            notices=self._notices,
+            registry=registry,
+            clock=clock,
+        )
+        self._sightings = Sightings(processes, on_gpus=lambda: self.gpus.monitor.seen)
+        self.allocator = Allocator(
+            self.board,
+            identity=self.identity,
+            placing=self.placing,
+            pods=self.pods,
+            clock=clock,
+            seen=self._sightings.now,
+        )
+        self._prestart = PreStart(
+            self.board,
+            allocator=self.allocator,
+            identity=self.identity,
+            placing=self.placing,
+            pods=self.pods,
+            lister=self._lister,
+            checkpoint=lambda: checkpoint.read(places.plugins, ours=self.board.names.is_ticket),
+            clock=clock,
+            started=self._notices.started,
+            failed=self._notices.failed,
+        )
+        self.registrar = Registrar(
+            places.plugins,
+            resources=lambda: self.board.offers,
+            make=self._server,
+            token=token,
+            clock=clock,
+            metrics=self.metrics,
+        )
+        self._file = LedgerFile(os.path.join(places.state, "ledger.json"), self.board.ledger, clock=clock)
+        self._lock = NodeLock(os.path.join(places.state, "lock"), clock=clock)
+        self._settler = Settler(
+            self.board.ledger,
+            pods=self.pods,
+            lister=self._lister,
+            quiet_in=lambda: self.allocator.quiet_in,
+            look=self._sightings.look,
+            trustworthy=lambda: self._sightings.trustworthy,
+            clock=clock,
+            metrics=self.metrics,
+        )
+        self._rivals = Rivals(self.board, self._lister, instances=lambda: self.gpus.instances, clock=clock)
+        self._publisher = Publisher(client, node, state=self._state, clock=clock, rng=rng) if client else None
+        self._phase: Literal["serving", "draining"] = "serving"
+        self._serving = False
+
+    # Being asked.
+
+    @property
+    def checks(self) -> Mapping[str, Callable[[], str | None]]:
+        """Why the agent isn't ready, by part; for the status port."""
+        return {
+            "gpus": lambda: self.gpus.problem,
+            "pods": self._pods_problem,
+            "lock": lambda: None if self._lock.held else "waits for the node's lock, which another agent holds",
+            "kubelet": lambda: self.registrar.problem if self.board.offers and self._serving else None,
+            "rivals": lambda: self._rivals.problem,
+            "ledger": lambda: self._file.problem,
+            "draining": lambda: "stopping" if self._phase == "draining" else None,
+        }
+
+    def configure(self, config: Config) -> None:
+        """Take a new config."""
+        self.gpus.configure(config)
+
+    def _pods_problem(self) -> str | None:
+        if self._cache is None or self._cache.synced.is_set() or not self.board.offers:
+            return None
+        return f"the node's pods could not be read from the API yet: {self._cache.last_error or 'no answer yet'}"
+
+    # Living.
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set, then hand over.
+
+        Raises:
+            TakeoverError: the node's lock can't be used.
+        """
+        os.makedirs(self._places.state, mode=0o700, exist_ok=True)
+        async with AsyncExitStack() as stack, asyncio.TaskGroup() as background:
+            await stack.enter_async_context(self._lister)
+            tasks = [background.create_task(self._source.run())]
+            if self._cache is not None:
+                tasks.append(background.create_task(self._cache.run()))
+            if self._recorder is not None:
+                tasks.append(background.create_task(self._recorder.run()))
+            try:
+                await self._until_stopped(stop, self._serve(background, tasks, stop))
+            finally:
+                for task in tasks:
+                    task.cancel()
+
+    async def _until_stopped(self, stop: asyncio.Event, serving: Awaitable[None]) -> None:
+        """Let a serving that still waits for its turn go when there is nothing to hand over."""
+        work = asyncio.ensure_future(serving)
+        stopping = asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait([work, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if not work.done() and not self._lock.held:
+                work.cancel()
+            await work
+        except asyncio.CancelledError:
+            if not stop.is_set() or self._lock.held:
+                raise
+        finally:
+            stopping.cancel()
+            work.cancel()
+
+    async def _serve(self, background: asyncio.TaskGroup, tasks: list[asyncio.Task[None]], stop: asyncio.Event) -> None:
+        await self._warm_up()
+        async with self._lock:
+            await self._restore()
+            self.registrar.clean()
+            self.board.subscribe(self._changed)
+            self.board.ledger.subscribe(self._changed)
+            self.pods.subscribe(lambda _, __: self._publish())
+            self.gpus.monitor.subscribe(lambda _: self._publish())
+            self._serving = True
+            registering = background.create_task(self.registrar.run())
+            works = [self._file.run(), self._settler.run(), self._rivals.run(), self.gpus.run()]
+            tasks += [registering, *(background.create_task(work) for work in works)]
+            if self._publisher is not None:
+                tasks.append(background.create_task(self._publisher.run()))
+            await stop.wait()
+            await self._drain()
+            registering.cancel()
+            await asyncio.wait([registering])
+            self._serving = False
+            await self._file.flush()
+
+    async def _warm_up(self) -> None:
+        """Do what is slow; what doesn't come in time is waited for later."""
+        waiting = [asyncio.create_task(self._first_facts()), asyncio.create_task(self.gpus.look())]
+        if self._cache is not None:
+            waiting.append(asyncio.create_task(_wait(self._cache.synced)))
+        try:
+            await asyncio.wait(waiting, timeout=SYNC_WITHIN)
+        finally:
+            for task in waiting:
+                task.cancel()
+
+    async def _first_facts(self) -> None:
+        known = asyncio.Event()
+        self._source.on_state(lambda _: known.set())
+        if isinstance(self._source.state, Starting):
+            await known.wait()
+
+    async def _restore(self) -> None:
+        """Rebuild the ledger of what the file, the kubelet's checkpoint and its List say."""
+        path = os.path.join(self._places.state, "ledger.json")
+        stored = None
+        try:
+            stored = ledgerfile.read(path)
+        except LedgerFileError as error:
+            _log.error("the ledger is rebuilt from the kubelet: %s", error)
+        listing = None
+        try:
+            # A kubelet that isn't there yet is not waited for: its file and ours will do.
+            if stamp(self._places.pod_resources) is not None:
+                listing = await self._lister.list()
+        except KubeletError as error:
+            _log.warning("%s", error)
+        witnesses = Witnesses(
+            stored=stored,
+            entries=checkpoint.read(self._places.plugins, ours=self.board.names.is_ticket),
+            listing=listing,
+            seen=await self._sightings.look(),
+            blind=not self._sightings.trustworthy,
+        )
+        rebuild = Rebuild(self.pods, self.identity, self.placing, self.board.names)
+        grants = rebuild.grants(witnesses)
+        self.board.ledger.load(grants)
+        _log.info("%d containers hold slices (%d by our own file)", len(grants), len(stored or ()))
+
+    def _server(self, resource: str) -> TicketServer:
+        return TicketServer(
+            resource,
+            board=self.board,
+            allocator=self.allocator,
+            prestart=self._prestart,
+            injector=self.gpus.injector,
+            metrics=self.metrics,
+            clock=self._clock,
+        )
+
+    # Telling.
+
+    def _changed(self) -> None:
+        self.registrar.wake()
+        self._publish()
+        for gpu, known in self.board.gpus.items():
+            self.metrics.held.labels(gpu, "total").set(known.units)
+            self.metrics.held.labels(gpu, "held").set(self.board.ledger.held(gpu).all_units)
+        self.metrics.ledger_failures.set(self._file.problem is not None)
+
+    def _publish(self) -> None:
+        if self._publisher is not None:
+            self._publisher.wake()
+
+    def _state(self) -> dict[str, dict[str, str | None]]:
+        """What the Node should say now."""
+        elsewhere = self.board.elsewhere
+        gpus = tuple(
+            msgspec.structs.replace(gpu, held=gpu.units) if gpu.id in elsewhere else gpu
+            for gpu in self.board.gpus.values()
+        )
+        lingering = self.board.ledger.lingering | self.gpus.monitor.report.lingering
+        inventory = Inventory(
+            v=VERSION,
+            unit=self.board.names.memory_unit,
+            gpus=gpus,
+            state=self._phase,
+            lingering=tuple(sorted(lingering)),
+        )
+        return metadata(inventory, drift(self.board, self.pods, self.identity, self.placing), self.board.names)
+
+    # Leaving.
+
+    async def _drain(self) -> None:
+        """Take no new pods, and serve those that are planned for us already."""
+        self._phase = "draining"
+        if not self.board.offers:
+            return
+        end = self._clock.monotonic() + DRAIN_WITHIN
+        if self._publisher is not None:
+            await self._publisher.publish()
+        while (waiting := self._awaited()) and self._clock.monotonic() < end:
+            await self._clock.sleep(_LOOK_EVERY)
+        if waiting:
+            _log.warning("leaving before %s were admitted", ", ".join(waiting))
+
+    def _awaited(self) -> list[str]:
+        """Pods that are planned for this node and have not got all their slices."""
+        return [
+            pod.key
+            for pod in self.pods.all()
+            if not pod.ended
+            and pod.metadata.deletion_timestamp is None
+            and pod.metadata.annotation(self.board.names.plan) is not None
+            and any(
+                self.board.ledger.get(Owner(uid_of(pod), wanting.name)) is None
+                for wanting in self.identity.wanting(pod)
+            )
+        ]
+
+
+def _pod_cache(client: ApiClient | None, node: str, *, clock: Clock, rng: Random) -> WatchCache[Pod] | None:
+    if client is None:
+        return None
+    return WatchCache(client, PODS, DECODER, clock=clock, rng=rng, fields=f"spec.nodeName={node}")
+
+
+async def _wait(event: asyncio.Event) -> None:
+    await event.wait()
