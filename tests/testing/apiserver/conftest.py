@@ -252,19 +252,26 @@ def patch(*operations: dict[str, Any]) -> dict[str, str]:
     return {"patchType": "JSONPatch", "patch": base64.b64encode(json.dumps(operations).encode()).decode()}
 
 
-@pytest.fixture
-async def webhook(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Webhook]:
+@pytest.fixture(scope="session")
+def identity(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, str]:
+    """A webhook's server context, and the CA bundle that goes into its configuration."""
     authority = Authority(str(tmp_path_factory.mktemp("ca")))
     pair = authority.server(("127.0.0.1", "tessera-webhook.tessera-system.svc"))
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(pair.cert, pair.key)
+    return context, base64.b64encode(Path(authority.ca_file).read_bytes()).decode()
+
+
+@pytest.fixture
+async def webhook(identity: tuple[ssl.SSLContext, str]) -> AsyncIterator[Webhook]:
+    context, bundle = identity
     hook = Webhook()
+    hook.bundle = bundle
     runner = web.ServerRunner(web.Server(hook.handle))
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
     await site.start()
     hook.url = f"https://127.0.0.1:{runner.addresses[0][1]}"
-    hook.bundle = base64.b64encode(Path(authority.ca_file).read_bytes()).decode()
     yield hook
     await runner.cleanup()
 

@@ -243,6 +243,10 @@ async def test_a_server_that_restarts_keeps_its_objects_and_its_port():
             assert response.status == 200
 
 
+def read(path):
+    return json.loads(Path(path).read_text()), Path(path).stat().st_mode
+
+
 async def test_tls_with_client_certificates(tmp_path):
     user = User(name="system:node:n1", groups=("system:nodes",))
     seen = []
@@ -253,9 +257,8 @@ async def test_tls_with_client_certificates(tmp_path):
         return True
 
     async with FakeApiServer(tls=True, anonymous=None, authorize=authorize) as fake:
-        path = Path(fake.kubeconfig(tmp_path / "config", user=user, certificate=True))
-        config = json.loads(path.read_text())
-        assert path.stat().st_mode & 0o077 == 0
+        config, mode = read(fake.kubeconfig(tmp_path / "config", user=user, certificate=True))
+        assert mode & 0o077 == 0
         credentials = config["users"][0]["user"]
         context = ssl.create_default_context(cafile=config["clusters"][0]["cluster"]["certificate-authority"])
 
