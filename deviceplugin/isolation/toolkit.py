@@ -8,9 +8,11 @@ is what ``nvidia-ctk --version`` prints; where there is no such program within r
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
+import signal
 import tomllib
 from collections.abc import Iterable
 from typing import Final, Protocol
@@ -64,24 +66,29 @@ async def run(program: str, *arguments: str) -> str:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
+        start_new_session=True,
     )
     assert process.stdout is not None  # noqa: S101 - PIPE was asked for
+    printed = b""
+    code: int | None = None
     try:
         async with asyncio.timeout(_DEADLINE):
-            printed = await process.stdout.read(_LONGEST)
-            # A program that prints more would wait for a reader for ever.
-            if len(printed) == _LONGEST:
-                process.kill()
-            code = await process.wait()
+            while len(printed) < _LONGEST and (piece := await process.stdout.read(_LONGEST)):
+                printed += piece
+            code = await process.wait() if len(printed) < _LONGEST else None
     except TimeoutError as error:
         raise OSError(f"{program} did not end within {_DEADLINE:g} s") from error
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        if code is None:
+            # With all its children: one of them would keep the pipe open.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await process.communicate()
     if code:
         raise OSError(f"{program} ended with code {code}")
-    return printed.decode("utf-8", "replace")
+    return printed[:_LONGEST].decode("utf-8", "replace")
 
 
 async def probe(programs: Iterable[str], configs: Iterable[str], run: Run = run) -> Toolkit:

@@ -34,7 +34,7 @@ async def test_calls_run_in_one_thread_one_after_another() -> None:
 async def test_a_hung_call_fails_in_time_and_later_ones_at_once() -> None:
     worker = Worker(deadline=SHORT)
     released = threading.Event()
-    with pytest.raises(NvmlHungError, match="nvmlInit within 0.05 s"):
+    with pytest.raises(NvmlHungError, match=r"nvmlInit within 0\.05 s"):
         await worker.run("nvmlInit", released.wait)
     assert worker.stuck == "nvmlInit"
     ran: list[int] = []
