@@ -11,11 +11,14 @@ ephemeral containers, and plugins that register through the plugin watcher inste
 
 from tessera.testing.kubelet.admission import Admission
 from tessera.testing.kubelet.checkpoint import Checkpoint, Entry
+from tessera.testing.kubelet.client import ApiClient, ApiError
 from tessera.testing.kubelet.containers import ContainerRecord, Hooks
 from tessera.testing.kubelet.endpoint import PluginCall
 from tessera.testing.kubelet.errors import AllocationError, CheckpointError, KubeletError, PodError
 from tessera.testing.kubelet.kubelet import FakeKubelet
 from tessera.testing.kubelet.manager import Capacity
+from tessera.testing.kubelet.node import KubeletNode
+from tessera.testing.kubelet.nodestatus import NodeSettings
 from tessera.testing.kubelet.plugin import Plugin, PluginError
 from tessera.testing.kubelet.settings import Faults, Paths, Settings, World
 from tessera.testing.kubelet.workers import PodState
@@ -23,6 +26,8 @@ from tessera.testing.kubelet.workers import PodState
 __all__ = [
     "Admission",
     "AllocationError",
+    "ApiClient",
+    "ApiError",
     "Capacity",
     "Checkpoint",
     "CheckpointError",
@@ -32,6 +37,8 @@ __all__ = [
     "Faults",
     "Hooks",
     "KubeletError",
+    "KubeletNode",
+    "NodeSettings",
     "Paths",
     "Plugin",
     "PluginCall",

@@ -57,7 +57,7 @@ class ContainerRecord(msgspec.Struct, frozen=True, rename="camel"):
 
     Attributes:
         state: ``running`` or ``exited``.
-        exit_code: None while it runs.
+        exit_code: None while it runs; `ended_at` likewise.
         pid: the number of its first process, unique for the life of the fake.
         cgroup: its cgroup's path, as a kubelet with the cgroupfs driver lays it out.
         env: what its process sees: the plugin's variables, then those of the pod's spec, which win. Values that come from
@@ -77,6 +77,7 @@ class ContainerRecord(msgspec.Struct, frozen=True, rename="camel"):
     exit_code: int | None
     restart_count: int
     started_at: str
+    ended_at: str | None
     pid: int
     cgroup: str
     env: dict[str, str]
@@ -125,18 +126,19 @@ def combine(answers: Sequence[api.ContainerAllocateResponse], random: Random) ->
 class Runtime:
     """The container runtime: it outlives a kubelet's restart, as containerd does."""
 
-    def __init__(self, paths: Paths, *, first_pid: int, hooks: Hooks) -> None:
+    def __init__(self, paths: Paths, *, first_pid: int, hooks: Hooks, now: Callable[[], str]) -> None:
         """Start with no container; records that another run left in the folders are removed."""
         self._paths = paths
         self._next_pid = first_pid
         self._hooks = hooks
+        self._now = now
         self._records: dict[tuple[str, str], ContainerRecord] = {}
         for folder in (paths.containers, paths.proc):
             shutil.rmtree(folder, ignore_errors=True)
             os.makedirs(folder, mode=0o750)
 
     def start(
-        self, pod: KubeletPod, container: Container, allocations: Mapping[str, Allocation], *, random: Random, now: str
+        self, pod: KubeletPod, container: Container, allocations: Mapping[str, Allocation], *, random: Random
     ) -> ContainerRecord:
         """Start a container with what the plugins answered."""
         options = combine([allocation.response for allocation in allocations.values()], random)
@@ -154,7 +156,8 @@ class Runtime:
             state="running",
             exit_code=None,
             restart_count=restarts,
-            started_at=now,
+            started_at=self._now(),
+            ended_at=None,
             pid=self._next_pid,
             cgroup=_cgroup(pod, container_id),
             env={**options.env, **container.env},
@@ -176,7 +179,7 @@ class Runtime:
         record = self._records.get((uid, container))
         if record is None or record.state == "exited":
             return record
-        record = msgspec.structs.replace(record, state="exited", exit_code=exit_code)
+        record = msgspec.structs.replace(record, state="exited", exit_code=exit_code, ended_at=self._now())
         shutil.rmtree(os.path.join(self._paths.proc, str(record.pid)), ignore_errors=True)
         self._keep(record)
         self._hooks.ended(record)

@@ -72,7 +72,7 @@ class FakeKubelet:
         self.paths.make()
         self._world = world or World()
         self._random = Random(self.settings.seed)
-        self._runtime = Runtime(self.paths, first_pid=self.settings.first_pid, hooks=hooks)
+        self._runtime = Runtime(self.paths, first_pid=self.settings.first_pid, hooks=hooks, now=self._world.timestamp)
         self._pods: dict[str, PodState] = {}
         self._http = PodsServer(self._raw_pods, token=pods_token, tls=pods_tls)
         self._admitting = asyncio.Lock()
@@ -92,8 +92,13 @@ class FakeKubelet:
 
     @property
     def pods_url(self) -> str:
-        """Where GET /pods is answered."""
+        """Where GET /pods is answered; only after `start`."""
         return self._http.url
+
+    @property
+    def pods_port(self) -> int:
+        """The port of `pods_url`, the same after a restart; 0 before the first start."""
+        return self._http.port
 
     # --- the kubelet's own life -------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ class Container:
 
     Attributes:
         name: unique in the pod.
+        image: as the spec says.
         role: ``init`` ends before the pod starts, ``sidecar`` is an init container with restartPolicy Always.
         limits: resource name -> amount, rounded up as Go's Quantity.Value does. The device manager reads limits only.
         env: what the spec sets by literal value, in order; the kubelet puts it behind the plugin's variables.
@@ -35,6 +36,7 @@ class Container:
 
     name: str
     role: Role
+    image: str
     limits: Mapping[str, int]
     env: Mapping[str, str]
 
@@ -154,7 +156,7 @@ def _containers(manifest: Manifest) -> Iterator[Container]:
             raise PodError(f"pod {manifest.key}: container name {each.name!r} is empty, used twice or no plain name")
         seen.add(each.name)
         env = {variable.name: variable.value or "" for variable in each.env or () if variable.value_from is None}
-        yield Container(each.name, role(each, init=init), _limits(manifest.key, each), env)
+        yield Container(each.name, role(each, init=init), each.image, _limits(manifest.key, each), env)
 
 
 def _limits(pod: str, container: ManifestContainer) -> dict[str, int]:

@@ -76,6 +76,10 @@ class World:
     now: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
+    def timestamp(self) -> str:
+        """The time as Kubernetes writes it."""
+        return self.now().strftime("%Y-%m-%dT%H:%M:%SZ")
+
 
 @dataclass(frozen=True, slots=True)
 class Paths:

@@ -107,7 +107,7 @@ class Workers:
 
     def start(self, state: PodState) -> None:
         """Begin to start a pod's containers; those that run already are left alone."""
-        state.started = state.started or self.timestamp()
+        state.started = state.started or self._world.timestamp()
         self._spawn(state, self._start_pod(state))
 
     async def stop(self, state: PodState) -> None:
@@ -122,10 +122,6 @@ class Workers:
         """End a container and start it again: PreStartContainer is called, Allocate is not."""
         self._runtime.end(state.pod.uid, container.name, exit_code)
         self._spawn(state, self._start_until_done(state, [container]))
-
-    def timestamp(self) -> str:
-        """The time as Kubernetes writes it."""
-        return self._world.now().strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def _spawn(self, state: PodState, work: Coroutine[None, None, None]) -> None:
         state.busy += 1
@@ -184,7 +180,7 @@ class Workers:
             return False
         state.waiting.pop(container.name, None)
         held = self._manager.held.of_container(pod.uid, container.name)
-        self._runtime.start(pod, container, held, random=self._random, now=self.timestamp())
+        self._runtime.start(pod, container, held, random=self._random)
         if container.role == "main" and state.phase == "Pending":
             state.phase = "Running"
         self._changed(state)
