@@ -69,6 +69,7 @@ class Plugin:
         self._pre_start = pre_start
         self._numa = numa
         self._changed = asyncio.Event()
+        self._streams_changed = asyncio.Event()
         self._server: grpc.aio.Server | None = None
 
     async def __aenter__(self) -> Self:
@@ -131,6 +132,21 @@ class Plugin:
         self.devices.update(dict.fromkeys(unhealthy, UNHEALTHY))
         self._changed.set()
 
+    async def wait_streams(self, count: int, *, seconds: float = 10.0) -> None:
+        """Wait until that many ListAndWatch streams are open.
+
+        Raises:
+            TimeoutError: it took longer than that.
+        """
+        async with asyncio.timeout(seconds):
+            while self.streams != count:
+                self._streams_changed.clear()
+                await self._streams_changed.wait()
+
+    def _count_streams(self, change: int) -> None:
+        self.streams += change
+        self._streams_changed.set()
+
     def _offered(self) -> api.DevicePluginOptions:
         return api.DevicePluginOptions(
             pre_start_required=self._pre_start is not None, get_preferred_allocation_available=self._prefer is not None
@@ -140,14 +156,14 @@ class Plugin:
         return self._offered()
 
     async def _list_and_watch(self, _: api.Empty, __: Context) -> AsyncIterator[api.ListAndWatchResponse]:
-        self.streams += 1
+        self._count_streams(+1)
         try:
             while True:
                 self._changed.clear()
                 yield api.ListAndWatchResponse(devices=[self._device(*each) for each in self.devices.items()])
                 await self._changed.wait()
         finally:
-            self.streams -= 1
+            self._count_streams(-1)
 
     def _device(self, device: str, health: str) -> api.Device:
         nodes = [api.NUMANode(ID=node) for node in self._numa(device)]
