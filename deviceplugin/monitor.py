@@ -121,7 +121,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         held: units in foreign use by GPU id; only where there are any.
         excesses: new ones. over: those that have ended.
         seen: UIDs of pods that have processes on a GPU. lingering: those of them without an object.
-        blind: GPUs whose driver can't say how much a process uses.
+        blind: GPUs whose driver can't say what a process uses: nobody is watched there, whatever the probe has promised.
     """
 
     usage: tuple[Usage, ...] = ()
@@ -173,6 +173,7 @@ class Monitor:
         self._looks: dict[str, _GpuLook] = {}
         self._foreign_since: dict[_Foreign, float] = {}
         self._alone_since: dict[str, float] = {}
+        self._blind_since: dict[str, float] = {}
         self._above: dict[tuple[Owner, str], int] = {}
         self._open: dict[tuple[Owner, str], Excess] = {}
         self._subscribers: list[Callable[[Report], None]] = []
@@ -221,7 +222,7 @@ class Monitor:
             over=over,
             seen=seen,
             lingering=self._lingering(seen, tick.now),
-            blind=frozenset(gpu for gpu, look in self._looks.items() if look.blind),
+            blind=self._blind(tick.now),
         )
         for callback in self._subscribers:
             callback(self.report)
@@ -313,6 +314,11 @@ class Monitor:
             if tick.now - self._foreign_since[key] >= SETTLE:
                 amounts[key.gpu] = amounts.get(key.gpu, 0) + memory
         return {gpu: -(-amount // self._unit) for gpu, amount in amounts.items() if amount}
+
+    def _blind(self, now: float) -> frozenset[str]:
+        blind = [gpu for gpu, look in self._looks.items() if look.blind]
+        self._blind_since = {gpu: self._blind_since.get(gpu, now) for gpu in blind}
+        return frozenset(gpu for gpu, since in self._blind_since.items() if now - since >= SETTLE)
 
     def _lingering(self, seen: frozenset[str], now: float) -> frozenset[str]:
         alone = [uid for uid in seen if not self._slices.has_object(uid)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import msgspec
@@ -34,7 +34,14 @@ def choose_mode(
     return "cdi" if environment.runtime_cdi and needed and needed <= environment.cdi.names else "envvar"
 
 
-def probe(node: NodeFacts, environment: Environment, *, order: Sequence[Guarantee], mode: Mode) -> dict[str, Verdict]:
+def probe(
+    node: NodeFacts,
+    environment: Environment,
+    *,
+    order: Sequence[Guarantee],
+    mode: Mode,
+    blind: Collection[str] = (),
+) -> dict[str, Verdict]:
     """Judge every GPU of a node.
 
     Args:
@@ -42,11 +49,13 @@ def probe(node: NodeFacts, environment: Environment, *, order: Sequence[Guarante
         environment: what the machine brings.
         order: the config's `isolation`; what is not in it is not claimed.
         mode: how containers get their GPUs.
+        blind: ids of GPUs of which accounting has turned out to say nothing (`Report.blind` of the monitor).
 
     Returns:
         By GPU id. Compute is never capped yet: that needs MPS.
     """
-    return {gpu.id: _judge(node, gpu, environment, order, mode) for gpu in node.gpus}
+    seeing = [msgspec.structs.replace(gpu, accounting=False) if gpu.id in blind else gpu for gpu in node.gpus]
+    return {gpu.id: _judge(node, gpu, environment, order, mode) for gpu in seeing}
 
 
 def _judge(node: NodeFacts, gpu: GpuFacts, environment: Environment, order: Sequence[Guarantee], mode: Mode) -> Verdict:

@@ -9,5 +9,5 @@ from deviceplugin.nvml.facts import GpuFacts
 def problem(gpu: GpuFacts, environment: Environment) -> str | None:
     """Why this guarantee can't be given for one GPU, None where it can."""
     if not gpu.accounting:
-        return "NVML does not list this GPU's processes"
+        return "NVML does not list this GPU's processes, or not what they use"
     return environment.process_problem

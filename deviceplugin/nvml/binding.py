@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import _ctypes
 import ctypes
+import re
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ DEFAULT_LIBRARY: Final = "libnvidia-ml.so.1"
 NVLINK: Final = pynvml.NVML_P2P_CAPS_INDEX_NVLINK
 P2P_OK: Final = pynvml.NVML_P2P_STATUS_OK
 NO_INSTANCE: Final = 0xFFFFFFFF
+_BUS_ID: Final = re.compile(r"([0-9A-Fa-f]{4,8}):([0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-7])", re.ASCII)
 _NUMA_WORDS: Final = 16  # 1,024 NUMA nodes, the kernel's own limit
 _PROCESS_LISTS: Final = (
     "nvmlDeviceGetComputeRunningProcesses",
@@ -132,10 +134,10 @@ class Binding:
         return int(major), int(minor)
 
     def pci(self, device: Handle, gpu: str) -> str:
-        """Bus address as sysfs writes it: NVML's has eight digits of domain, in capitals."""
+        """Bus address as sysfs writes it: NVML's has eight digits of domain, in capitals; "" for a text that is none."""
         raw = self._call("nvmlDeviceGetPciInfo", device, gpu=gpu).busId
-        domain, _, rest = (raw.decode() if isinstance(raw, bytes) else str(raw)).lower().partition(":")
-        return f"{domain[-4:]}:{rest}"
+        match = _BUS_ID.fullmatch(raw.decode("ascii", "replace") if isinstance(raw, bytes) else str(raw))
+        return f"{int(match[1], 16):04x}:{match[2].lower()}" if match else ""
 
     def numa_nodes(self, device: Handle, gpu: str) -> tuple[int, ...]:
         """NUMA nodes of the host that are near the GPU."""
@@ -228,8 +230,8 @@ class Binding:
     def register_events(self, device: Handle, types: int, events: Handle, gpu: str) -> None:
         self._call("nvmlDeviceRegisterEvents", device, types, events, gpu=gpu)
 
-    def next_event(self, events: Handle) -> tuple[int, int, int] | None:
-        """The next event that is there already: address of the device, type, data; None where there is none.
+    def next_event(self, events: Handle) -> tuple[Handle, int, int] | None:
+        """The next event that is there already: device, type, data; None where there is none.
 
         A set with a lost GPU answers GPU_IS_LOST once its events are out: there is none either.
         """
@@ -239,11 +241,11 @@ class Binding:
             if error.code == Code.TIMEOUT or error.lost or error.absent:
                 return None
             raise
-        return self.address(found.device), int(found.eventType), int(found.eventData)
+        return found.device, int(found.eventType), int(found.eventData)
 
     @staticmethod
     def address(device: Handle) -> int:
-        """What a device handle is known by in events."""
+        """What tells whether two handles are the same."""
         return ctypes.cast(device, ctypes.c_void_p).value or 0  # type: ignore[arg-type]
 
     # The inside.

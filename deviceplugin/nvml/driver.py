@@ -282,11 +282,19 @@ class NvmlDriver:
             event = self._nvml.next_event(self._events)
             if event is None:
                 break
-            address, kind, data = event
-            gpu = self._registered.get(address)
+            device, kind, data = event
+            gpu = self._registered.get(self._nvml.address(device)) or self._asked(device)
             if gpu is not None and kind in _EVENTS:
                 found.append(GpuEvent(gpu=gpu, kind=_EVENTS[kind], data=data))
         return tuple(found)
+
+    def _asked(self, device: Handle) -> str | None:
+        """The GPU of an event whose handle is not one of those that were registered."""
+        try:
+            return self._names.get(self._nvml.uuid(device, "of an event"))
+        except NvmlCallError as error:
+            _log.warning("an event can't be told to a GPU: %s", error)
+            return None
 
 
 def _or(ask: Callable[[], T], default: T) -> T:

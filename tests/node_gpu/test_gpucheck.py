@@ -19,7 +19,7 @@ def look(tmp_path, make_sysfs):
     """Run the check on a fake node; the exit code and the lines."""
 
     def run(fake, *, cards: tuple[str, ...] = ("0000:17:00.0", "0000:27:00.0")) -> tuple[int, str]:
-        sysfs = make_sysfs({address: ("0x10de", "0x030200", "0") for address in cards})
+        sysfs = make_sysfs(dict.fromkeys(cards, ("0x10de", "0x030200", "0")))
         paths = HostPaths.under(str(tmp_path / "host"), proc="/proc", sysfs=sysfs)
         lines: list[str] = []
         driver = NvmlDriver(Binding(str(fake.library) if fake else "/nowhere/libnvidia-ml.so.1"), PciBus(sysfs))

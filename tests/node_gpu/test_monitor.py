@@ -248,9 +248,10 @@ def test_memory_that_cannot_be_told_is_blindness_not_zero_and_not_an_underflow(
     world.give("main", one.id, 4 * GIB)
     world.run(7)
     world.run(8)
-    report = monitor.feed(
-        tick_of(0, one, two, gpu0=using(p7=None, p8=GIB), gpu1=GpuSample(processes=None, used=GIB, recovery=None))
-    )
+    silent = GpuSample(processes=None, used=GIB, recovery=None)
+    for now in (0, SETTLE):
+        report = monitor.feed(tick_of(now, one, two, gpu0=using(p7=None, p8=GIB), gpu1=silent))
+        assert report.blind == ({one.id, two.id} if now else set()), "one look without numbers is no blindness"
     assert report.blind == {one.id, two.id}
     assert report.usage[0].used == GIB
     assert report.held == {}

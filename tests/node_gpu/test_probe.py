@@ -84,6 +84,12 @@ def test_processes_that_cannot_be_told_apart_are_not_watched(node, best) -> None
     assert "hostPID" in probe(node, blind, order=EVERY, mode="cdi")[node.gpus[0].id].against[WATCHED]
 
 
+def test_a_gpu_that_turned_out_blind_is_not_watched(facts_of) -> None:
+    node = NodeFacts(driver="580.1", gpus=(facts_of(0), facts_of(1)))
+    found = probe(node, Environment(), order=EVERY, mode="envvar", blind={node.gpus[0].id})
+    assert [verdict.guarantees.memory for verdict in found.values()] == [NONE, WATCHED]
+
+
 @pytest.mark.parametrize(
     ("order", "expected"),
     [
