@@ -1,14 +1,19 @@
 """What the tests of admission share: pods as the API server sends them, and patches applied by the oracle."""
 
+import asyncio
 import base64
 import json
+from datetime import UTC, datetime
 
 import jsonpatch
 import msgspec
 import pytest
+from prometheus_client import CollectorRegistry
 
 from tessera.model.pod import Manifest
+from webhook.admission.metrics import Metrics
 from webhook.admission.patch import WIRE, operations
+from webhook.admission.selfmade import make
 
 
 @pytest.fixture(scope="session")
@@ -65,3 +70,73 @@ def patched():
         return jsonpatch.apply_patch(pod, json.loads(base64.b64decode(response["patch"])))
 
     return apply
+
+
+@pytest.fixture(scope="session")
+def pair():
+    """A self-made certificate for localhost, made once: what is tested with it is the server."""
+    return make(["localhost", "127.0.0.1"], now=datetime.now(UTC))
+
+
+@pytest.fixture
+def metrics():
+    return Metrics(CollectorRegistry())
+
+
+@pytest.fixture
+def counted(metrics):
+    """The value of one of `metrics` by name and labels, 0 where it has not been counted yet."""
+
+    def read(name, **labels):
+        samples = (s for metric in vars(metrics).values() for family in metric.collect() for s in family.samples)
+        return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def until():
+    """Wait for something that happens elsewhere, with a deadline that only a failure reaches."""
+
+    async def wait(condition):
+        async with asyncio.timeout(20):
+            while not condition():  # noqa: ASYNC110  what is waited for has no event of its own
+                await asyncio.sleep(0.001)
+
+    return wait
+
+
+class Clock:
+    """A clock that stands still until it is moved; whoever sleeps on it wakes when the time has come."""
+
+    def __init__(self, start):
+        self.now = start
+        self._sleepers = []
+
+    def wall(self):
+        return self.now
+
+    def monotonic(self):
+        return self.now
+
+    async def sleep(self, seconds):
+        woken = asyncio.get_running_loop().create_future()
+        self._sleepers.append((self.now + seconds, woken))
+        await woken
+
+    def move(self, seconds):
+        self.now += seconds
+        due = [each for each in self._sleepers if each[0] <= self.now]
+        self._sleepers = [each for each in self._sleepers if each[0] > self.now]
+        for _, woken in due:
+            if not woken.done():
+                woken.set_result(None)
+
+    @property
+    def sleepers(self):
+        return len([each for each in self._sleepers if not each[1].done()])
+
+
+@pytest.fixture
+def clock():
+    return Clock(1_800_000_000.0)
