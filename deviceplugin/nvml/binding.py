@@ -4,25 +4,30 @@ pynvml keeps the library, its reference count and its function pointers in modul
 ``libnvidia-ml.so.1``. Here another file can be named, and after a close the library is really let go of: a driver that was
 replaced meanwhile comes with a new library, and the old one answers LIB_RM_VERSION_MISMATCH for ever. So a process may
 have one open `Binding` at a time. Every method blocks and runs in the worker's thread.
+
+pynvml is imported at the first `open`: it costs 20 ms and 6 MiB, and most nodes of a DaemonSet may have no GPU.
 """
 
 from __future__ import annotations
 
 import _ctypes
 import ctypes
+import importlib
 import re
 from collections.abc import Callable
 from typing import Any, Final
-
-import pynvml
 
 from deviceplugin.nvml.errors import Code, NvmlCallError, NvmlUnavailableError
 from deviceplugin.nvml.facts import MOST_PROCESSES, RecoveryAction
 
 DEFAULT_LIBRARY: Final = "libnvidia-ml.so.1"
-NVLINK: Final = pynvml.NVML_P2P_CAPS_INDEX_NVLINK
-P2P_OK: Final = pynvml.NVML_P2P_STATUS_OK
 NO_INSTANCE: Final = 0xFFFFFFFF
+# nvml.h, by these names in pynvml (a test compares them).
+NVML_P2P_CAPS_INDEX_NVLINK: Final = 2
+NVML_P2P_STATUS_OK: Final = 0
+NVML_AFFINITY_SCOPE_NODE: Final = 0
+NVML_FI_DEV_GET_GPU_RECOVERY_ACTION: Final = 230
+nvmlMemory_v2: Final = 0x02000028  # noqa: N816 - pynvml's name
 _BUS_ID: Final = re.compile(r"([0-9A-Fa-f]{4,8}):([0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-7])", re.ASCII)
 _NUMA_WORDS: Final = 16  # 1,024 NUMA nodes, the kernel's own limit
 _PROCESS_LISTS: Final = (
@@ -49,6 +54,7 @@ class Binding:
         """Say which library to load; None lets the dynamic linker find it."""
         self.path = library or DEFAULT_LIBRARY
         self._library: ctypes.CDLL | None = None
+        self._pynvml: Any = None
 
     def open(self) -> None:
         """Load the library and initialise it.
@@ -65,8 +71,9 @@ class Binding:
                 f"NVML can't be loaded: {error}; install the NVIDIA driver's libraries where the node agent sees them, or "
                 "say where they are with --nvml-library"
             ) from error
-        pynvml.nvmlLib = self._library
-        pynvml._nvmlGetFunctionPointer_cache.clear()  # noqa: SLF001 - pointers into a library that is gone
+        self._pynvml = importlib.import_module("pynvml")
+        self._pynvml.nvmlLib = self._library
+        self._pynvml._nvmlGetFunctionPointer_cache.clear()  # noqa: SLF001 - pointers into a library that is gone
         try:
             self._call("nvmlInit")
         except NvmlCallError as error:
@@ -121,7 +128,7 @@ class Binding:
         The old call counts the reserve as used and doesn't tell it apart, so there it is 0.
         """
         try:
-            found = self._call("nvmlDeviceGetMemoryInfo", device, pynvml.nvmlMemory_v2, gpu=gpu)
+            found = self._call("nvmlDeviceGetMemoryInfo", device, nvmlMemory_v2, gpu=gpu)
         except NvmlCallError as error:
             if not error.absent:
                 raise
@@ -141,7 +148,7 @@ class Binding:
 
     def numa_nodes(self, device: Handle, gpu: str) -> tuple[int, ...]:
         """NUMA nodes of the host that are near the GPU."""
-        words = self._call("nvmlDeviceGetMemoryAffinity", device, _NUMA_WORDS, pynvml.NVML_AFFINITY_SCOPE_NODE, gpu=gpu)
+        words = self._call("nvmlDeviceGetMemoryAffinity", device, _NUMA_WORDS, NVML_AFFINITY_SCOPE_NODE, gpu=gpu)
         return tuple(64 * word + bit for word in range(_NUMA_WORDS) for bit in range(64) if words[word] >> bit & 1)
 
     def common_ancestor(self, device: Handle, other: Handle, gpu: str) -> int:
@@ -150,16 +157,19 @@ class Binding:
 
     def nvlinked(self, device: Handle, other: Handle, gpu: str) -> bool:
         """Whether two GPUs can read each other's memory over NVLink, by a cable or by a switch."""
-        return bool(self._call("nvmlDeviceGetP2PStatus", device, other, NVLINK, gpu=gpu) == P2P_OK)
+        return bool(
+            self._call("nvmlDeviceGetP2PStatus", device, other, NVML_P2P_CAPS_INDEX_NVLINK, gpu=gpu)
+            == NVML_P2P_STATUS_OK
+        )
 
     def recovery_action(self, device: Handle, gpu: str) -> RecoveryAction | None:
         """What the driver recommends; None before driver 565."""
-        field = pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION
+        field = NVML_FI_DEV_GET_GPU_RECOVERY_ACTION
         value = self._call("nvmlDeviceGetFieldValues", device, [field], gpu=gpu)[0]
         if value.nvmlReturn:
             error = self._error("nvmlDeviceGetFieldValues", int(value.nvmlReturn), gpu)
             # A library that doesn't know the field calls it an invalid argument.
-            if error.absent or error.code == pynvml.NVML_ERROR_INVALID_ARGUMENT:
+            if error.absent or error.code == Code.INVALID_ARGUMENT:
                 return None
             raise error
         try:
@@ -202,7 +212,7 @@ class Binding:
         try:
             found: Handle = self._call("nvmlDeviceGetMigDeviceHandleByIndex", device, slot, gpu=gpu)
         except NvmlCallError as error:
-            if error.code in (Code.NOT_FOUND, pynvml.NVML_ERROR_INVALID_ARGUMENT):
+            if error.code in (Code.NOT_FOUND, Code.INVALID_ARGUMENT):
                 return None
             raise
         return found
@@ -265,24 +275,24 @@ class Binding:
         return list(self._call(symbol, device, gpu=gpu))
 
     def _call(self, name: str, *arguments: object, gpu: str = "") -> Any:
-        function: Callable[..., Any] = getattr(pynvml, name)
+        if self._library is None:
+            raise NvmlCallError(name, Code.UNINITIALIZED, "NVML is not open", gpu=gpu)
+        function: Callable[..., Any] = getattr(self._pynvml, name)
         try:
             return function(*arguments)
-        except pynvml.NVMLError as error:
+        except self._pynvml.NVMLError as error:
             raise self._error(name, int(error.value), gpu) from error
         except UnicodeDecodeError as error:
-            raise NvmlCallError(
-                name, pynvml.NVML_ERROR_UNKNOWN, f"answered a text that is none: {error}", gpu=gpu
-            ) from error
+            raise NvmlCallError(name, Code.UNKNOWN, f"answered a text that is none: {error}", gpu=gpu) from error
 
     def _error(self, name: str, code: int, gpu: str) -> NvmlCallError:
-        text = pynvml.NVMLError._errcode_to_string.get(code) or f"error {code}"  # noqa: SLF001 - no other table
+        text = self._pynvml.NVMLError._errcode_to_string.get(code) or "unknown"  # noqa: SLF001 - no other table
         return NvmlCallError(name, code, text.rstrip("."), gpu=gpu)
 
     def _unload(self) -> None:
         library, self._library = self._library, None
-        pynvml.nvmlLib = None
-        pynvml._nvmlGetFunctionPointer_cache.clear()  # noqa: SLF001
-        pynvml._nvmlLib_refcount = 0  # noqa: SLF001
+        self._pynvml.nvmlLib = None
+        self._pynvml._nvmlGetFunctionPointer_cache.clear()  # noqa: SLF001
+        self._pynvml._nvmlLib_refcount = 0  # noqa: SLF001
         if library is not None:
             _ctypes.dlclose(library._handle)  # noqa: SLF001 - ctypes has no public way to let a library go

@@ -12,6 +12,7 @@ class Code(IntEnum):
     """The nvmlReturn_t values that are told apart here (nvml.h); all others only have their text."""
 
     UNINITIALIZED = 1
+    INVALID_ARGUMENT = 2
     NOT_SUPPORTED = 3
     NO_PERMISSION = 4
     NOT_FOUND = 6
@@ -26,6 +27,7 @@ class Code(IntEnum):
     ARGUMENT_VERSION_MISMATCH = 25
     DEPRECATED = 26
     GPU_NOT_FOUND = 28
+    UNKNOWN = 999
 
 
 ABSENT: Final = frozenset(

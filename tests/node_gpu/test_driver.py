@@ -8,7 +8,7 @@ from pathlib import Path
 import pynvml
 import pytest
 
-from deviceplugin.nvml import errors
+from deviceplugin.nvml import binding, errors
 from deviceplugin.nvml.binding import Binding
 from deviceplugin.nvml.driver import NvmlDriver
 from deviceplugin.nvml.errors import Code, GpuClashError, NvmlCallError, NvmlUnavailableError
@@ -33,6 +33,14 @@ def sample(driver: NvmlDriver, gpu: str) -> GpuSample:
 def test_our_numbers_are_pynvmls() -> None:
     for code in Code:
         assert getattr(pynvml, f"NVML_ERROR_{code.name}") == code
+    for name in (
+        "NVML_P2P_CAPS_INDEX_NVLINK",
+        "NVML_P2P_STATUS_OK",
+        "NVML_AFFINITY_SCOPE_NODE",
+        "NVML_FI_DEV_GET_GPU_RECOVERY_ACTION",
+        "nvmlMemory_v2",
+    ):
+        assert getattr(pynvml, name) == getattr(binding, name)
     for action in RecoveryAction:
         if action is not RecoveryAction.UNKNOWN:
             assert getattr(pynvml, f"NVML_GPU_RECOVERY_ACTION_{action.name}") == action
@@ -268,13 +276,15 @@ def test_a_counter_below_zero_is_no_number(make_fake, monkeypatch) -> None:
 def test_an_nvml_that_cannot_start_says_what_to_do(make_fake, code: NvmlReturn, words: str) -> None:
     fake = make_fake("T4")
     fake.fail_init(code)
-    binding = Binding(str(fake.library))
+    nvml = Binding(str(fake.library))
     with pytest.raises(NvmlUnavailableError, match=words):
-        binding.open()
+        nvml.open()
     fake.fail_init(None)
-    binding.open()
-    assert binding.count() == 1
-    binding.close()
+    nvml.open()
+    assert nvml.count() == 1
+    nvml.close()
+    with pytest.raises(NvmlCallError, match="not open"):
+        nvml.count()
 
 
 def test_a_missing_or_broken_library_is_named(tmp_path) -> None:
