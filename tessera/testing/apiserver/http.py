@@ -73,10 +73,29 @@ class Handler:
         self._bookmark_interval = bookmark_interval
         self.watchers: set[Watcher] = set()
         self.handled: deque[Handled] = deque(maxlen=_REMEMBERED)
-        self._opened = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._writes: set[asyncio.Task[web.StreamResponse]] = set()
 
     async def __call__(self, http: web.BaseRequest) -> web.StreamResponse:
-        """Answer one request."""
+        """Answer one request.
+
+        A client that goes away ends its watch, but not its write: what has been sent takes effect.
+        """
+        if http.method == "GET":
+            return await self._respond(http)
+        write = asyncio.create_task(self._respond(http))
+        self._writes.add(write)
+        write.add_done_callback(self._writes.discard)
+        return await asyncio.shield(write)
+
+    async def finish(self, seconds: float) -> None:
+        """Let the writes under way come to their end, or cut them off after so many seconds."""
+        if self._writes:
+            _, late = await asyncio.wait(self._writes, timeout=seconds)
+            for write in late:
+                write.cancel()
+
+    async def _respond(self, http: web.BaseRequest) -> web.StreamResponse:
         warnings: list[str] = []
         try:
             return await self._answer(http, warnings)
@@ -93,10 +112,10 @@ class Handler:
                 http.transport.abort()
             return web.Response(status=500)
 
-    async def watch_opened(self) -> None:
-        """Wait until the next watch is opened."""
-        self._opened.clear()
-        await self._opened.wait()
+    async def watches_changed(self) -> None:
+        """Wait until the next watch is opened or closed."""
+        self._changed.clear()
+        await self._changed.wait()
 
     async def _answer(self, http: web.BaseRequest, warnings: list[str]) -> web.StreamResponse:
         path = http.rel_url.raw_path
@@ -186,7 +205,7 @@ class Handler:
         initial = query.get("sendInitialEvents")
         seconds = number(query.get("timeoutSeconds", "0"), "timeoutSeconds") or _LONGEST_WATCH
         self.watchers.add(watcher)
-        self._opened.set()
+        self._changed.set()
         try:
             try:
                 watcher.start(
@@ -203,6 +222,7 @@ class Handler:
         finally:
             watcher.stop()
             self.watchers.discard(watcher)
+            self._changed.set()
         if watcher.dropped:
             raise _CutError
         return response
@@ -212,17 +232,16 @@ class Handler:
         ends = loop.time() + seconds
         while True:
             now = loop.time()
+            # Past its end a watch only sends what waits; a frozen one waits for as long as it is frozen.
+            until = min(ends, now + self._bookmark_interval) if now < ends else None
             try:
-                async with asyncio.timeout_at(min(ends, now + self._bookmark_interval)):
+                async with asyncio.timeout_at(until):
                     chunk = await watcher.next()
             except TimeoutError:
                 watcher.bookmark()
-                if loop.time() < ends:
-                    continue
-                watcher.end()
-                if watcher.frozen:
-                    continue
-                chunk = await watcher.next()
+                if loop.time() >= ends:
+                    watcher.end()
+                continue
             if not chunk:
                 return
             try:
@@ -248,7 +267,13 @@ class Handler:
             raise status.method_not_allowed(target.resource.group, target.resource.plural, "POST")
         return self._outcome(call, await self._registry.create(request, tree))
 
+    def _check_changeable(self, target: Target) -> None:
+        if target.subresource in ("binding", "eviction"):
+            what = f"{target.resource.plural}/{target.subresource}"
+            raise status.method_not_allowed(target.resource.group, what, "update")
+
     async def _update(self, call: Call) -> web.Response:
+        self._check_changeable(call.target)
         tree = call.object()
         strategy = self._registry.strategy(call.target)
 
@@ -259,6 +284,7 @@ class Handler:
         return self._outcome(call, outcome)
 
     async def _patch(self, call: Call) -> web.Response:
+        self._check_changeable(call.target)
         kind = call.http.headers.get("Content-Type", "").partition(";")[0]
         if kind not in _PATCHES:
             raise status.unsupported_media_type(_PATCHES)

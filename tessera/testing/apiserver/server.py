@@ -114,7 +114,7 @@ class FakeApiServer:
     async def start(self) -> None:
         """Start to listen; again after `stop`, on the same port and with the same objects."""
         context = self._server_context() if self._tls else None
-        server = web.Server(self._handler, access_log=None)
+        server = web.Server(self._handler, access_log=None, handler_cancellation=True)
         self._runner = web.ServerRunner(server, shutdown_timeout=1.0)
         await self._runner.setup()
         site = web.TCPSite(self._runner, self._host, self._port, ssl_context=context, backlog=1024)
@@ -132,6 +132,7 @@ class FakeApiServer:
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
+        await self._handler.finish(1.0)
         await self._admission.close()
 
     def close(self) -> None:
@@ -288,7 +289,12 @@ class FakeApiServer:
     async def wait_for_watches(self, plural: str = "", count: int = 1) -> None:
         """Wait until at least so many watches of a resource are open."""
         while self.watches(plural) < count:
-            await self._handler.watch_opened()
+            await self._handler.watches_changed()
+
+    async def wait_for_no_watches(self, plural: str = "") -> None:
+        """Wait until no watch of a resource, or none at all, is open."""
+        while self.watches(plural):
+            await self._handler.watches_changed()
 
     def drop_watches(self, plural: str = "") -> None:
         """Break the connections of all watches of a resource, or all."""

@@ -133,6 +133,59 @@ async def test_a_request_can_be_held(api, fake, secrets):
     assert (await waiting).code == 201
 
 
+async def test_a_client_that_leaves_ends_its_watch_but_not_its_write(api, fake, secrets):
+    async with api.watch(secrets):
+        await fake.wait_for_watches("secrets")
+    async with asyncio.timeout(10):
+        await fake.wait_for_no_watches("secrets")
+    hold = Hold()
+    fake.faults.add(on("create", "secrets"), hold)
+    writing = asyncio.create_task(api.post(secrets, {"metadata": {"name": "a"}}))
+    await hold.arrived.wait()
+    writing.cancel()
+    await asyncio.gather(writing, return_exceptions=True)
+    hold.release()
+    async with asyncio.timeout(10):
+        while (await api.get(f"{secrets}/a")).code != 200:
+            pass
+
+
+async def test_the_official_client_understands_it(fake, tmp_path):
+    path = fake.kubeconfig(tmp_path / "config")
+
+    def talk():
+        from kubernetes import client, config, watch
+
+        core = client.CoreV1Api(config.new_client_from_config(path))
+        container = client.V1Container(name="main", image="registry.example/app:1")
+        made = core.create_namespaced_pod(
+            "default",
+            client.V1Pod(metadata=client.V1ObjectMeta(name="a"), spec=client.V1PodSpec(containers=[container])),
+        )
+        core.patch_namespaced_pod("a", "default", {"metadata": {"labels": {"x": "y"}}})
+        core.create_namespaced_binding(
+            "default",
+            client.V1Binding(
+                metadata=client.V1ObjectMeta(name="a"), target=client.V1ObjectReference(kind="Node", name="n1")
+            ),
+            _preload_content=False,
+        )
+        found = core.list_pod_for_all_namespaces(field_selector="spec.nodeName=n1").items
+        core.delete_namespaced_pod("a", "default", grace_period_seconds=0)
+        stream = watch.Watch().stream(
+            core.list_namespaced_pod,
+            "default",
+            resource_version=made.metadata.resource_version,
+            timeout_seconds=1,
+        )
+        return made, found, [event["type"] for event in stream]
+
+    made, found, seen = await asyncio.to_thread(talk)
+    assert made.status.phase == "Pending"
+    assert [(pod.metadata.name, pod.metadata.labels, pod.spec.node_name) for pod in found] == [("a", {"x": "y"}, "n1")]
+    assert seen == ["MODIFIED", "MODIFIED", "MODIFIED", "DELETED"]
+
+
 async def test_users_by_token_and_their_rights():
     def authorize(user, verb, target):
         return user.name == ADMIN.name or (verb, target.resource.plural) == ("get", "nodes")

@@ -160,6 +160,13 @@ async def test_a_pod_that_is_being_deleted_is_not_bound(api, pods, make):
     assert "is being deleted, cannot be assigned to a host" in message
 
 
+async def test_binding_and_eviction_are_only_posted(api, pods, make):
+    (await api.post(pods, make.pod("a"))).ok()
+    for part in ("binding", "eviction"):
+        assert (await api.put(f"{pods}/a/{part}", make.binding("a", "n1"))).code == 405
+        assert (await api.patch(f"{pods}/a/{part}", {"spec": {"nodeName": "n1"}}, make.MERGE)).code == 405
+
+
 async def test_the_older_way_to_bind(api, namespace, pods, make):
     (await api.post(pods, make.pod("a"))).ok()
     answer = await api.post(f"/api/v1/namespaces/{namespace}/bindings", make.binding("a", "n1"))
