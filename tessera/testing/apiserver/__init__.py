@@ -6,7 +6,8 @@ optimistic concurrency, list with paging, watch with history, bookmarks and 410,
 deletion and finalizers, binding and eviction, validation of extended resources, admission webhooks over TLS.
 
 What it leaves out: CEL (policies are stored, not evaluated; match conditions only through a hook), OpenAPI schemas
-(unknown fields are kept), conversion between versions, quota, garbage collection, RBAC (an `authorize` hook stands in).
+(unknown fields are kept), conversion between versions, quota, garbage collection, NodeRestriction, RBAC (an `authorize`
+hook stands in).
 """
 
 from __future__ import annotations

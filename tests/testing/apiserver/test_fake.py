@@ -123,6 +123,15 @@ async def test_an_answer_can_be_lost_before_or_after_the_write(api, fake, secret
     assert [handled.code for handled in fake.requests if handled.seen.verb == "create"][-2:] == [0, 0]
 
 
+async def test_a_request_can_be_delayed(api, fake, secrets):
+    fault = fake.faults.add(on("list"), 0.01, times=2)
+    assert (await api.get(secrets)).code == 200
+    fake.faults.remove(fault)
+    fake.faults.remove(fault)
+    assert (await api.get(secrets)).code == 200
+    assert fault.hits == 1
+
+
 async def test_a_request_can_be_held(api, fake, secrets):
     hold = Hold()
     fake.faults.add(on("create", "secrets"), hold)
