@@ -1,43 +1,21 @@
-"""``tessera-node``: the agent on each GPU node, which is the kubelet's device plugin."""
+"""``tessera-node``: the agent on each GPU node, which is the kubelet's device plugin.
+
+Only flags are read here; `program` and with it everything else is imported when the agent is to run. That is so that the
+import can be told to leave out what no part of the agent uses: aiohttp reads the machine's whole CA bundle into memory as
+it is imported, which costs 70 ms and 2 MiB on every node, while all our connections bring a CA of their own.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import functools
-import logging
 import os
-import secrets
 import socket
 import sys
-from argparse import Namespace
-from collections.abc import Awaitable
-from contextlib import AsyncExitStack
-from random import Random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-import msgspec
-from prometheus_client import CollectorRegistry
-
-from deviceplugin.agent import Agent, Places
-from deviceplugin.errors import KubeletError
-from deviceplugin.isolation.environment import Environment, HostPaths, survey
-from deviceplugin.kubeletpods import KubeletPods
-from deviceplugin.nvml.binding import Binding
-from deviceplugin.nvml.driver import NvmlDriver
-from deviceplugin.nvml.pci import PciBus
-from deviceplugin.nvml.source import GpuSource
-from deviceplugin.processes import ProcessMap
-from tessera.daemon.configfile import ConfigFile
 from tessera.daemon.flags import Flags, address
-from tessera.daemon.run import Signals, run
-from tessera.daemon.status import StatusServer
-from tessera.kube.client import ApiClient
-from tessera.kube.clock import SystemClock
-from tessera.kube.config import SERVICE_ACCOUNT_DIR, connect
-from tessera.kube.errors import ConnectionConfigError, KubeError
-from tessera.kube.resources import NODES
-from tessera.model.config import parse
-
-_log = logging.getLogger(__name__)
+from tessera.daemon.run import run
 
 
 def flags() -> Flags:
@@ -60,118 +38,28 @@ def flags() -> Flags:
     return found
 
 
-class _NodeInfo(msgspec.Struct, rename="camel"):
-    container_runtime_version: str = ""
-
-
-class _NodeStatus(msgspec.Struct, rename="camel"):
-    node_info: _NodeInfo = msgspec.field(default_factory=_NodeInfo)
-
-
-class _Node(msgspec.Struct):
-    status: _NodeStatus = msgspec.field(default_factory=_NodeStatus)
-
-
-_NODE = msgspec.json.Decoder(_Node)
-
-
-async def serve(options: Namespace, signals: Signals) -> None:
-    """Run one agent until it is told to stop."""
-    clock, rng, registry = SystemClock(), Random(), CollectorRegistry()  # noqa: S311 - jitter
-    config = ConfigFile(options.config, parse, registry=registry)
-    paths = HostPaths.under(options.host_root, proc=options.proc_root, sysfs=options.sysfs)
-    pci = PciBus(paths.sysfs)
-    async with AsyncExitStack() as stack:
-        client = _client(options.kubeconfig, clock=clock, rng=rng)
-        if client is not None:
-            await stack.enter_async_context(client)
-        kubelet_pods = _kubelet_pods(options)
-        if kubelet_pods is not None:
-            await stack.enter_async_context(kubelet_pods)
-        plugins = os.path.join(options.kubelet_dir, "device-plugins")
-        agent = Agent(
-            options.node_name,
-            Places(
-                plugins=plugins,
-                pod_resources=os.path.join(options.kubelet_dir, "pod-resources", "kubelet.sock"),
-                state=options.state_dir or os.path.join(plugins, "tessera"),
-            ),
-            config=lambda: config.current,
-            source=GpuSource(
-                NvmlDriver(Binding(options.nvml_library or None), pci),
-                clock=clock,
-                pci=pci,
-                insist=bool(options.nvml_library),
-            ),
-            survey=functools.partial(_survey, paths, client, options.node_name),
-            processes=ProcessMap(paths.proc),
-            client=client,
-            kubelet_pods=kubelet_pods,
-            token=secrets.token_hex(3),
-            clock=clock,
-            rng=rng,
-            registry=registry,
-        )
-        config.subscribe(agent.configure)
-        signals.on_hangup(config.reload)
-        status = StatusServer(options.status_listen, agent.checks, registry)
-        await stack.enter_async_context(status)
-        _log.info("node %s: status at %s", options.node_name, status.address)
-        following = asyncio.create_task(config.follow())
-        try:
-            await agent.run(signals.stop)
-        finally:
-            following.cancel()
-
-
-def _client(kubeconfig: str | None, *, clock: SystemClock, rng: Random) -> ApiClient | None:
-    try:
-        connection = connect(kubeconfig, environ=os.environ, clock=clock)
-    except ConnectionConfigError as error:
-        if kubeconfig:
-            raise
-        _log.warning("%s; serving without it: pods have no plans, nothing is published", error)
-        return None
-    return ApiClient(connection, clock=clock, rng=rng, user_agent="tessera-node")
-
-
-def _kubelet_pods(options: Namespace) -> KubeletPods | None:
-    if not options.kubelet_pods:
-        return None
-    own = os.path.join(options.kubelet_dir, "pki", "kubelet.crt")
-    ca_file = options.kubelet_ca or (own if os.path.exists(own) else None)
-    return KubeletPods(options.kubelet_pods, token=_token, ca_file=ca_file)
-
-
-def _token() -> str:
-    """The service account's token, as fresh as the kubelet has put it there."""
-    try:
-        with open(os.path.join(SERVICE_ACCOUNT_DIR, "token"), encoding="ascii") as file:
-            return file.read(1 << 16).strip()
-    except FileNotFoundError:
-        return ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise KubeletError(f"the service account's token can't be read: {error}") from error
-
-
-def _survey(paths: HostPaths, client: ApiClient | None, node: str) -> Awaitable[Environment]:
-    async def look() -> Environment:
-        version = ""
-        if client is not None:
-            try:
-                found = await client.get(NODES, node, decoder=_NODE, timeout=2.0)
-                version = found.status.node_info.container_runtime_version
-            except KubeError as error:
-                _log.info("the container runtime's version is not known: %s", error)
-        return await survey(paths, runtime_version=version)
-
-    return look()
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Entry point."""
     options = flags().read(arguments)
-    return run(functools.partial(serve, options), level=options.log_level)
+    with _no_public_certificates():
+        from deviceplugin import program  # noqa: PLC0415 - see above
+    return run(functools.partial(program.serve, options), level=options.log_level)
+
+
+@contextmanager
+def _no_public_certificates() -> Iterator[None]:
+    """Let OpenSSL's default CA bundle be empty for a while; the environment is as before afterwards."""
+    names = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, os.devnull))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 if __name__ == "__main__":
