@@ -17,7 +17,7 @@ import msgspec
 
 from tessera.model.inventory import Gpu
 from tessera.model.tickets import Ask
-from tessera.placement.holding import NOTHING, Holding, fits, free_percent, free_units, hold, within
+from tessera.placement.holding import NOTHING, Holding, fits, free_percent, free_units, hold, pod_holdings, within
 from tessera.placement.policies import Policy, left, policy
 from tessera.placement.reasons import Reason, Rejection
 from tessera.placement.shape import Part, Shape, profile_name
@@ -112,6 +112,25 @@ def place(
         places |= found
     places |= _instances(named, pool)
     return places
+
+
+def still_fits(asks: Sequence[Ask], shape: Shape, places: Places, gpus: Sequence[GpuState]) -> bool:
+    """Whether a choice that `place` made some time ago is one that it could make now."""
+    there = {state.gpu.id: state for state in gpus}
+    used = {place.gpu for chosen in places.values() for place in chosen}
+    if not all(gpu in there and there[gpu].gpu.health == "ok" for gpu in used):
+        return False
+    instances = [place for chosen in places.values() for place in chosen if place.instance is not None]
+    for at in instances:
+        state = there[at.gpu]
+        if at.instance in state.taken or not any(i.id == at.instance for i in state.gpu.mig):
+            return False
+    on = {name: tuple(place.gpu for place in chosen) for name, chosen in places.items()}
+    capacity = {gpu: there[gpu].gpu.units for gpu in used}
+    if any(there[place.gpu].gpu.mig for chosen in places.values() for place in chosen if place.instance is None):
+        return False
+    more = pod_holdings(asks, on, capacity=capacity, unit=shape.unit)
+    return all(fits(there[gpu].held, piece, capacity=capacity[gpu]) for gpu, piece in more.items())
 
 
 def _matching(shape: Shape, pool: list[GpuState]) -> list[GpuState] | Rejection:

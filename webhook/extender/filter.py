@@ -1,0 +1,267 @@
+"""Filter and prioritise: which node a pod should go to, and why not elsewhere.
+
+One node is named (kube-scheduler breaks ties between equal scores by a coin, which costs more packing than any policy
+gains). First comes what the pod prefers of nodes, then how well its slices lie there, then the node's name. A filter
+reserves nothing and refuses nobody because of another unbound pod: what it has just named is avoided while anything else
+fits, and given away again if nothing does.
+
+The arrays judge all nodes at once; the node that would be taken is then tried exactly. Where that fails (several
+containers, GPUs that must hang together) the verdict is kept and the next node is tried, a few at a time, so that one
+hard pod never stops the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from tessera.model.config import Config
+from tessera.model.errors import RequestError
+from tessera.model.pod import Pod
+from tessera.model.tickets import Ask, asks
+from tessera.placement.claims import Claim
+from tessera.placement.columns import IntArray
+from tessera.placement.fit import place
+from tessera.placement.reasons import Reason, Rejection
+from tessera.placement.scores import ShapeRow
+from tessera.placement.shape import Shape, shape_of
+from tessera.placement.wishes import wishes
+from webhook.extender.cluster import Cluster
+from webhook.extender.metrics import Metrics
+from webhook.extender.namelists import NameList, NameLists
+from webhook.extender.preferences import tolerates_cordon
+from webhook.extender.wire import FilterArgs, FilterResult, HostPriority, SchedulingPod
+
+TRIES: Final = 4
+"""Exact tries that fail before others get the loop: each takes 5 ms at worst."""
+_MOST_ROUNDS: Final = 10_000
+_TOP: Final = 10
+"""MaxExtenderPriority."""
+_WORST: Final = -(1 << 62)
+
+_log = logging.getLogger(__name__)
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """A pod that asks, read."""
+
+    uid: str
+    asks: tuple[Ask, ...]
+    shape: Shape
+
+
+def read_asked(pod: Pod, config: Config, *, cordoned: bool = False) -> Asked | None:
+    """What a pod asks; None where it asks nothing of ours.
+
+    Args:
+        pod: to be placed.
+        config: in force.
+        cordoned: it tolerates cordoned nodes.
+
+    Raises:
+        RequestError: tickets or wishes that make no sense.
+    """
+    found = asks(pod, config.names)
+    if not found:
+        return None
+    wished = wishes(pod.metadata.annotations, config.names, config.placement)
+    shape = shape_of(found, unit=config.memory_unit, wishes=wished, cordoned=cordoned)
+    return Asked(pod.metadata.uid, found, shape)
+
+
+class Filter:
+    """Answers kube-scheduler's filter and prioritize calls."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        config: Callable[[], Config],
+        metrics: Metrics,
+        rejected: Callable[[str], None] | None = None,
+    ) -> None:
+        """Decide by the state of this cluster.
+
+        Args:
+            cluster: as the caches have it.
+            config: the config in force.
+            metrics: counts answers and reasons.
+            rejected: called with the UID of a pod that found no node but may find one later.
+        """
+        self._cluster = cluster
+        self._config = config
+        self._metrics = metrics
+        self._rejected = rejected
+        self._lists = NameLists(cluster.ledger)
+
+    async def filter(self, args: FilterArgs) -> FilterResult:
+        """Name one node, or none and a reason for every name; all that fit where config says ``answer: all``.
+
+        Raises:
+            WireError: names that no node has.
+        """
+        config = self._config()
+        try:
+            asked = read_asked(args.pod, config, cordoned=tolerates_cordon(args.pod))
+        except RequestError as error:
+            names = self._lists.resolve(args).names
+            self._metrics.filtered("refused", {Reason.INVALID: len(names)})
+            return _answer(args, [], never=dict.fromkeys(names, Rejection(Reason.INVALID, what=str(error)[:500]).text))
+        if asked is None:
+            self._metrics.filtered("passed", {})
+            return _everything(args)
+        self._cluster.forget_old_names()
+        if config.placement.answer == "all":
+            return await self._all(asked, args)
+        for _ in range(_MOST_ROUNDS):
+            listed = self._lists.resolve(args)
+            self._cluster.ledger.forget_softly(args.pod.metadata.uid)
+            if len(listed.known):
+                found, decided = self._best(asked, args.pod, listed)
+                if found is not None:
+                    self._metrics.filtered("named", {})
+                    return _answer(args, [found])
+                if not decided:
+                    await asyncio.sleep(0)
+                    continue
+            break
+        return self._none(asked, args)
+
+    async def prioritize(self, args: FilterArgs) -> list[HostPriority]:
+        """Score the names 0..10, by the policy; for those who have kube-scheduler choose (``answer: all``).
+
+        Raises:
+            WireError: names that no node has.
+        """
+        listed = self._lists.resolve(args)
+        try:
+            asked = read_asked(args.pod, self._config(), cordoned=tolerates_cordon(args.pod))
+        except RequestError:
+            asked = None
+        if asked is None or not len(listed.known):
+            return [HostPriority(name, 0) for name in listed.names]
+        row = self._cluster.scores.row(asked.shape)
+        order = np.unique(row.score[listed.known[row.code[listed.known] == 0]])
+        scores = {}
+        for each in listed.known:
+            if row.code[each] == 0 and len(order):
+                step = int(np.searchsorted(order, row.score[each]))
+                scores[listed.name(int(each))] = _TOP if len(order) == 1 else _TOP * step // (len(order) - 1)
+        return [HostPriority(name, scores.get(name, 0)) for name in listed.names]
+
+    def _best(self, asked: Asked, pod: SchedulingPod, listed: NameList) -> tuple[str | None, bool]:
+        """The best node that takes the pod; whether the verdict is final."""
+        row = self._cluster.scores.row(asked.shape)
+        failed = 0
+        for soft in (True, False):
+            while True:
+                fitting = row.softly[listed.known] if soft else row.code[listed.known] == 0
+                if not fitting.any():
+                    break
+                best = self._pick(pod, row, listed.known[fitting])
+                if self._try(asked, row, best, listed.name(best), soft=soft):
+                    return listed.name(best), True
+                failed += 1
+                if failed >= TRIES:
+                    return None, False
+        return None, True
+
+    def _pick(self, pod: SchedulingPod, row: ShapeRow, rows: IntArray) -> int:
+        """What the pod prefers, then the score, then the name."""
+        preferred = self._cluster.preferences.scores(pod, rows)
+        if preferred is not None:
+            rows = rows[preferred == preferred.max()]
+        scores = row.score[rows]
+        rows = rows[scores == scores.max()]
+        if len(rows) > 1:
+            self._cluster.ledger.rank()
+            rows = rows[[int(self._cluster.ledger.columns.rank[rows].argmin())]]
+        return int(rows[0])
+
+    def _try(self, asked: Asked, row: ShapeRow, at: int, name: str, *, soft: bool) -> bool:
+        """Place the pod on a node exactly; what comes out is named, or kept as the verdict on that node."""
+        uid = asked.uid
+        states = self._cluster.ledger.states(name, without=(uid,), soft=soft)
+        found = place(asked.asks, asked.shape, states)
+        if not isinstance(found, Rejection):
+            self._cluster.name_softly(uid, name, Claim(asked.asks, found))
+            return True
+        if soft:
+            row.avoid(at)
+        else:
+            row.refuse(at, found)
+        return False
+
+    async def _all(self, asked: Asked, args: FilterArgs) -> FilterResult:
+        """Every node that fits, and why the others don't."""
+        tried: set[str] = set()
+        for _ in range(_MOST_ROUNDS):
+            listed = self._lists.resolve(args)
+            row = self._cluster.scores.row(asked.shape)
+            pending = [
+                int(each) for each in listed.known[row.code[listed.known] == 0] if listed.name(int(each)) not in tried
+            ]
+            if not pending:
+                break
+            for each in pending[: 4 * TRIES]:
+                name = listed.name(each)
+                tried.add(name)
+                found = place(asked.asks, asked.shape, self._cluster.ledger.states(name))
+                if isinstance(found, Rejection):
+                    row.refuse(each, found)
+            await asyncio.sleep(0)
+        return self._none(asked, args)
+
+    def _none(self, asked: Asked, args: FilterArgs) -> FilterResult:
+        """The nodes that fit (none, where one was looked for), and a reason for every other name."""
+        listed = self._lists.resolve(args)
+        row = self._cluster.scores.row(asked.shape)
+        fitting: list[str] = []
+        now: dict[str, str] = {}
+        never: dict[str, str] = {}
+        counts: dict[Reason, int] = {}
+        texts: dict[tuple[int, int, int, int], Rejection] = {}
+        every = self._config().placement.answer == "all"
+        columns = (row.code, row.need, row.have, row.profile)
+        keys = zip(*(column[listed.rows].tolist() for column in columns), strict=True)
+        for name, at, key in zip(listed.names, listed.rows.tolist(), keys, strict=True):
+            if at < 0:
+                rejection = Rejection(Reason.UNKNOWN_NODE)
+            elif key[0] == 0:
+                if every:
+                    fitting.append(name)
+                    continue
+                rejection = Rejection(Reason.ARRANGEMENT)
+            else:
+                if key not in texts:
+                    texts[key] = row.rejection(at)
+                rejection = texts[key]
+            counts[rejection.reason] = counts.get(rejection.reason, 0) + 1
+            (never if rejection.reason.never else now)[name] = rejection.text
+        self._metrics.filtered("named" if fitting else "refused", counts)
+        if not fitting and now and self._rejected is not None:
+            self._rejected(asked.uid)
+        return _answer(args, fitting, now=now, never=never)
+
+
+def _everything(args: FilterArgs) -> FilterResult:
+    if args.nodes is not None:
+        return FilterResult(Nodes={"items": list(args.nodes.values())})
+    return FilterResult(NodeNames=msgspec.Raw(args.raw_names))
+
+
+def _answer(
+    args: FilterArgs, names: list[str], *, now: dict[str, str] | None = None, never: dict[str, str] | None = None
+) -> FilterResult:
+    """Answer in kind: names for names, nodes for nodes."""
+    result = FilterResult(FailedNodes=now or {}, FailedAndUnresolvableNodes=never or {})
+    if args.nodes is not None:
+        result.Nodes = {"items": [args.nodes[name] for name in names]}
+    else:
+        result.NodeNames = names
+    return result

@@ -1,0 +1,73 @@
+"""Lists of node names, resolved once: kube-scheduler sends the same few lists over and over.
+
+5,000 names are 100 kB of JSON, which cost 2 ms to decode and look up; the bytes themselves are the key to what came out.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Final
+
+import numpy as np
+
+from tessera.placement.columns import IntArray
+from tessera.placement.ledger import Ledger
+from webhook.extender.wire import FilterArgs, read_names
+
+_MOST_KEPT: Final = 16
+_LONGEST_KEPT: Final = 1 << 20
+
+
+class NameList:
+    """Some nodes in the order they came.
+
+    Attributes:
+        names: of all, unknown ones included.
+        rows: the ledger's row of each, -1 where it is not known.
+        known: the rows of those that are known.
+    """
+
+    __slots__ = ("_places", "known", "names", "rows")
+
+    def __init__(self, names: list[str], ledger: Ledger) -> None:
+        """Look every name up; one that comes twice counts once."""
+        self.names = list(dict.fromkeys(names))
+        self.rows: IntArray = np.array([ledger.row(name) for name in self.names], np.int64)
+        self.known: IntArray = self.rows[self.rows >= 0]
+        self._places = {int(row): place for place, row in enumerate(self.rows) if row >= 0}
+
+    def name(self, row: int) -> str:
+        """The name of the node in that row."""
+        return self.names[self._places[row]]
+
+
+class NameLists:
+    """The lists that came lately."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        """Look names up in this ledger."""
+        self._ledger = ledger
+        self._kept: OrderedDict[bytes, NameList] = OrderedDict()
+        self._of = ledger.nodes_changed
+
+    def resolve(self, args: FilterArgs) -> NameList:
+        """Resolve the names of a request.
+
+        Raises:
+            WireError: names that no node has.
+        """
+        if args.nodes is not None:
+            return NameList(list(args.nodes), self._ledger)
+        if self._of != self._ledger.nodes_changed:
+            self._kept.clear()
+            self._of = self._ledger.nodes_changed
+        found = self._kept.get(args.raw_names)
+        if found is not None:
+            self._kept.move_to_end(args.raw_names)
+            return found
+        found = NameList(read_names(args.raw_names), self._ledger)
+        if len(args.raw_names) <= _LONGEST_KEPT:
+            self._kept[args.raw_names] = found
+            if len(self._kept) > _MOST_KEPT:
+                self._kept.popitem(last=False)
+        return found
