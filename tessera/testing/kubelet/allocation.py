@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 
+from tessera.testing.kubelet.checkpoint import Entry
 from tessera.testing.kubelet.devices import Allocation
 from tessera.testing.kubelet.errors import AllocationError
 from tessera.testing.kubelet.manager import DeviceManager
@@ -132,8 +133,10 @@ class Allocator:
             raise
         if not answer.container_responses:
             raise AllocationError("no containers return in allocation response &AllocateResponse{}")
-        allocation = Allocation(manager.announced.by_node(resource, sorted(ids)), answer.container_responses[0])
-        manager.held.insert(pod.uid, container.name, resource, allocation)
+        response = answer.container_responses[0]
+        devices = manager.announced.by_node(resource, sorted(ids))
+        entry = Entry(pod.uid, container.name, resource, devices, response.SerializeToString())
+        manager.held.insert(Allocation(entry, response))
 
     async def _choose(
         self, pod: KubeletPod, container: Container, resource: str, required: int, reusable: AbstractSet[str]

@@ -10,22 +10,23 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import msgspec
 
 from tessera.testing.kubelet.errors import CheckpointError
+from tessera.testing.kubelet.fnv import fnv1a32
 
 FILE_NAME: Final = "kubelet_internal_checkpoint"
 NO_NUMA: Final = -1
 """The key under which devices without a NUMA node are kept (manager.go: nodeWithoutTopology)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Entry:
     """What one container holds of one resource.
 
@@ -39,6 +40,22 @@ class Entry:
     resource: str
     devices: Mapping[int, tuple[str, ...]]
     response: bytes
+
+    @cached_property
+    def written(self) -> tuple[str, str]:
+        """The entry as JSON and as spew prints it; kept, because a checkpoint is written far more often than it grows."""
+        answer = base64.b64encode(self.response).decode()
+        devices: dict[int, list[str] | None] = {node: list(ids) for node, ids in self.devices.items()}
+        fields = {
+            "PodUID": self.pod_uid,
+            "ContainerName": self.container,
+            "ResourceName": self.resource,
+            # Go sorts map keys as texts: "-1", "0", "1", "10", "2".
+            "DeviceIDs": {text: devices[int(text)] for text in sorted(map(str, devices))},
+            "AllocResp": answer,
+        }
+        wire = _WireEntry(self.pod_uid, self.container, self.resource, devices, answer)
+        return _json(fields), _dump_entry(wire)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +90,14 @@ class _Wire(msgspec.Struct, rename="pascal"):
 
 def encode(checkpoint: Checkpoint) -> bytes:
     """Write the file's content as Go's json.Marshal does: sorted keys, no blanks, <, > and & escaped, null for none."""
-    data = {
-        # The kubelet appends to a nil slice, so no entry at all is null.
-        "PodDeviceEntries": [_wire_entry(entry) for entry in checkpoint.entries] or None,
-        "RegisteredDevices": {name: list(checkpoint.registered[name]) for name in sorted(checkpoint.registered)},
-    }
-    text = json.dumps({"Data": data, "Checksum": checksum(checkpoint)}, separators=(",", ":"), ensure_ascii=False)
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text.encode()
+    texts = [entry.written for entry in checkpoint.entries]
+    registered: dict[str, list[str] | None] = {name: list(ids) for name, ids in sorted(checkpoint.registered.items())}
+    # The kubelet appends to a nil slice, so no entry at all is null, and <nil> in the print that is hashed.
+    entries = f"[{','.join(text for text, _ in texts)}]" if texts else "null"
+    dumped = f"[{' '.join(dump for _, dump in texts)}]" if texts else "<nil>"
+    checksum = fnv1a32(_dump(dumped, registered).encode())
+    data = f'{{"PodDeviceEntries":{entries},"RegisteredDevices":{_json(registered)}}}'
+    return f'{{"Data":{data},"Checksum":{checksum}}}'.encode()
 
 
 def decode(content: bytes) -> Checkpoint:
@@ -97,7 +113,9 @@ def decode(content: bytes) -> Checkpoint:
         raise CheckpointError(f"not a device manager checkpoint: {error}") from error
     registered = {name: tuple(ids or ()) for name, ids in (wire.data.registered_devices or {}).items()}
     checkpoint = Checkpoint(entries, registered)
-    actual = _fnv32a(_dump(wire.data).encode())
+    found = wire.data.pod_device_entries
+    dumped = "<nil>" if found is None else f"[{' '.join(map(_dump_entry, found))}]"
+    actual = fnv1a32(_dump(dumped, wire.data.registered_devices).encode())
     if wire.checksum != actual:
         raise CheckpointError(f"checkpoint is corrupted: its checksum is {wire.checksum}, its data's is {actual}")
     return checkpoint
@@ -124,31 +142,11 @@ def write(path: str, checkpoint: Checkpoint) -> None:
     os.replace(draft, path)
 
 
-def checksum(checkpoint: Checkpoint) -> int:
-    """The number that a kubelet stores beside the data."""
-    entries = [
-        _WireEntry(
-            entry.pod_uid,
-            entry.container,
-            entry.resource,
-            {node: list(ids) for node, ids in entry.devices.items()},
-            base64.b64encode(entry.response).decode(),
-        )
-        for entry in checkpoint.entries
-    ]
-    registered: dict[str, list[str] | None] = {name: list(ids) for name, ids in checkpoint.registered.items()}
-    return _fnv32a(_dump(_WireData(entries or None, registered)).encode())
-
-
-def _wire_entry(entry: Entry) -> dict[str, object]:
-    return {
-        "PodUID": entry.pod_uid,
-        "ContainerName": entry.container,
-        "ResourceName": entry.resource,
-        # Go sorts map keys as texts: "-1", "0", "1", "10", "2".
-        "DeviceIDs": {text: list(entry.devices[int(text)]) for text in sorted(map(str, entry.devices))},
-        "AllocResp": base64.b64encode(entry.response).decode(),
-    }
+def _json(value: object) -> str:
+    text = msgspec.json.encode(value).decode()
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
 
 
 def _entry(wire: _WireEntry) -> Entry:
@@ -157,16 +155,9 @@ def _entry(wire: _WireEntry) -> Entry:
     return Entry(wire.pod_uid, wire.container_name, wire.resource_name, devices, response)
 
 
-def _dump(data: _WireData) -> str:
+def _dump(entries: str, registered: Mapping[str, list[str] | None] | None) -> str:
     """Print the data as spew's ``%#v`` with sorted keys does; texts stand bare, nil is ``<nil>``."""
-    if data.pod_device_entries is None:
-        entries = "<nil>"
-    else:
-        entries = f"[{' '.join(_dump_entry(entry) for entry in data.pod_device_entries)}]"
-    registered = data.registered_devices
-    names = (
-        "<nil>" if registered is None else f"map[{_dump_map({name: registered[name] for name in sorted(registered)})}]"
-    )
+    names = "<nil>" if registered is None else f"map[{_dump_map(registered)}]"
     return (
         f"(checkpoint.checkpointData){{PodDeviceEntries:([]checkpoint.PodDevicesEntry){entries} "
         f"RegisteredDevices:(map[string][]string){names}}}"
@@ -175,7 +166,7 @@ def _dump(data: _WireData) -> str:
 
 def _dump_entry(entry: _WireEntry) -> str:
     nodes = entry.device_ids
-    devices = "<nil>" if nodes is None else f"map[{_dump_map({node: nodes[node] for node in sorted(nodes)})}]"
+    devices = "<nil>" if nodes is None else f"map[{_dump_map(nodes)}]"
     answer = None if entry.alloc_resp is None else base64.b64decode(entry.alloc_resp)
     response = "<nil>" if answer is None else f"[{' '.join(map(str, answer))}]"
     return (
@@ -186,12 +177,6 @@ def _dump_entry(entry: _WireEntry) -> str:
 
 
 def _dump_map(values: Mapping[int, list[str] | None] | Mapping[str, list[str] | None]) -> str:
-    items: Iterable[tuple[int | str, list[str] | None]] = values.items()
+    # Numbers sort as numbers here, texts as texts.
+    items: list[tuple[int | str, list[str] | None]] = sorted(values.items())
     return " ".join(f"{key}:<nil>" if ids is None else f"{key}:[{' '.join(ids)}]" for key, ids in items)
-
-
-def _fnv32a(content: bytes) -> int:
-    value = 0x811C9DC5
-    for byte in content:
-        value = ((value ^ byte) * 0x01000193) & 0xFFFFFFFF
-    return value

@@ -3,7 +3,7 @@
 No process is started. Instead each container gets a process number and a cgroup path, both written down in the kubelet's
 directory (a `proc` folder that answers "which container does this process belong to" as /proc does), and hooks are called,
 so that a fake NVML can be told of processes. The merged environment, mounts and devices are written to
-``containers/<namespace>_<pod>_<uid>/<container>.json``, for a checker that trusts nobody.
+``containers/<namespace>_<pod>_<uid>/<container>.json`` (a pod's name is cut there after 120 characters), for a checker that trusts nobody.
 """
 
 from __future__ import annotations
@@ -211,7 +211,8 @@ class Runtime:
         return frozenset(key for key, record in self._records.items() if record.state == "running")
 
     def _folder(self, record: ContainerRecord) -> str:
-        return os.path.join(self._paths.containers, f"{record.namespace}_{record.pod}_{record.uid}")
+        # A file's name has 255 bytes at most, and a pod's alone may have 253; the UID tells pods apart.
+        return os.path.join(self._paths.containers, f"{record.namespace}_{record.pod[:120]}_{record.uid}")
 
     def _keep(self, record: ContainerRecord) -> None:
         self._records[record.uid, record.container] = record

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -68,17 +69,26 @@ class Announced:
         return {node: tuple(found) for node, found in grouped.items()}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Allocation:
-    """What one container holds of one resource, with the plugin's answer that came with it."""
+    """What one container holds of one resource.
 
-    devices: Mapping[int, tuple[str, ...]]
+    Attributes:
+        entry: who holds what, as the checkpoint keeps it.
+        response: the plugin's answer that came with it.
+    """
+
+    entry: Entry
     response: api.ContainerAllocateResponse
-    ids: frozenset[str] = field(init=False)
 
-    def __post_init__(self) -> None:
-        """Compute once what every admission asks for."""
-        object.__setattr__(self, "ids", frozenset(device for ids in self.devices.values() for device in ids))
+    @cached_property
+    def ids(self) -> frozenset[str]:
+        return frozenset(device for ids in self.entry.devices.values() for device in ids)
+
+    @cached_property
+    def listing(self) -> podresources.ContainerResources:
+        """Its part of a PodResources answer; kept, because every List copies all of them."""
+        return podresources.ContainerResources(devices=listing(self.entry.resource, self.entry.devices))
 
 
 class Held:
@@ -88,8 +98,9 @@ class Held:
         """Start with nothing."""
         self._pods: dict[str, dict[str, dict[str, Allocation]]] = {}
 
-    def insert(self, uid: str, container: str, resource: str, allocation: Allocation) -> None:
-        self._pods.setdefault(uid, {}).setdefault(container, {})[resource] = allocation
+    def insert(self, allocation: Allocation) -> None:
+        entry = allocation.entry
+        self._pods.setdefault(entry.pod_uid, {}).setdefault(entry.container, {})[entry.resource] = allocation
 
     def delete(self, uids: Iterable[str]) -> None:
         for uid in uids:
@@ -110,23 +121,15 @@ class Held:
     def allocated(self) -> dict[str, set[str]]:
         """By resource, every ID that some pod holds: what `allocatedDevices` is rebuilt from."""
         found: dict[str, set[str]] = {}
-        for _, _, resource, allocation in self:
-            found.setdefault(resource, set()).update(allocation.ids)
+        for allocation in self:
+            found.setdefault(allocation.entry.resource, set()).update(allocation.ids)
         return found
 
-    def __iter__(self) -> Iterator[tuple[str, str, str, Allocation]]:
-        """Every allocation with its pod UID, container and resource."""
-        for uid, containers in self._pods.items():
-            for container, resources in containers.items():
-                for resource, allocation in resources.items():
-                    yield uid, container, resource, allocation
-
-    def entries(self) -> tuple[Entry, ...]:
-        """What the checkpoint keeps."""
-        return tuple(
-            Entry(uid, container, resource, allocation.devices, allocation.response.SerializeToString())
-            for uid, container, resource, allocation in self
-        )
+    def __iter__(self) -> Iterator[Allocation]:
+        """Every allocation."""
+        for containers in self._pods.values():
+            for resources in containers.values():
+                yield from resources.values()
 
     def restore(self, entries: Iterable[Entry]) -> None:
         """Take what the checkpoint kept."""
@@ -139,7 +142,7 @@ class Held:
                     "pod %s, container %s: unreadable answer of %s", entry.pod_uid, entry.container, entry.resource
                 )
                 continue
-            self.insert(entry.pod_uid, entry.container, entry.resource, Allocation(entry.devices, response))
+            self.insert(Allocation(entry, response))
 
 
 def listing(resource: str, devices: Mapping[int, Iterable[str]]) -> list[podresources.ContainerDevices]:

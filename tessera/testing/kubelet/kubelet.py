@@ -312,8 +312,9 @@ class FakeKubelet:
             KubeletError: the kubelet doesn't run.
         """
         found: dict[str, dict[str, dict[str, frozenset[str]]]] = {}
-        for uid, container, resource, allocation in self._running().manager.held:
-            found.setdefault(uid, {}).setdefault(container, {})[resource] = allocation.ids
+        for allocation in self._running().manager.held:
+            entry = allocation.entry
+            found.setdefault(entry.pod_uid, {}).setdefault(entry.container, {})[entry.resource] = allocation.ids
         return found
 
     async def wait_for(self, condition: Callable[[FakeKubelet], bool], *, seconds: float = 10.0) -> None:

@@ -146,12 +146,14 @@ class DeviceManager:
     def write_checkpoint(self) -> None:
         """Write who holds what and what is registered."""
         registered = {name: tuple(sorted(ids)) for name, ids in self.announced.healthy.items()}
-        checkpoint.write(self._path, checkpoint.Checkpoint(self.held.entries(), registered))
+        checkpoint.write(self._path, checkpoint.Checkpoint(tuple(each.entry for each in self.held), registered))
 
-    def container_devices(self, uid: str, container: str) -> list[podresources.ContainerDevices]:
+    def container_resources(self, uid: str, container: str) -> podresources.ContainerResources:
         """What PodResources shows of a container."""
-        found = self.held.of_container(uid, container).items()
-        return [entry for resource, allocation in found for entry in listing(resource, allocation.devices)]
+        found = podresources.ContainerResources(name=container)
+        for allocation in self.held.of_container(uid, container).values():
+            found.MergeFrom(allocation.listing)
+        return found
 
     def allocatable_devices(self) -> list[podresources.ContainerDevices]:
         """Every healthy device, held or not."""

@@ -120,10 +120,5 @@ class PodResources:
         return api.AllocatableResourcesResponse(devices=self._manager.allocatable_devices())
 
     def _pod(self, pod: KubeletPod) -> api.PodResources:
-        containers = [
-            api.ContainerResources(
-                name=container.name, devices=self._manager.container_devices(pod.uid, container.name)
-            )
-            for container in pod.listed()
-        ]
+        containers = [self._manager.container_resources(pod.uid, container.name) for container in pod.listed()]
         return api.PodResources(name=pod.name, namespace=pod.namespace, containers=containers)

@@ -135,14 +135,19 @@ def read_pod(raw: Mapping[str, object]) -> KubeletPod:
     except msgspec.ValidationError as error:
         raise PodError(f"not a pod object: {error}") from error
     meta = manifest.metadata
-    for field, value in (("uid", meta.uid), ("name", meta.name), ("namespace", meta.namespace)):
-        # The three make paths; the API server lets neither of these characters through.
-        if not value or "/" in value or "\0" in value or value in {".", ".."}:
+    for field, value, longest in (("uid", meta.uid, 64), ("name", meta.name, 253), ("namespace", meta.namespace, 63)):
+        # The three become folder names.
+        if not _plain(value) or len(value) > longest:
             raise PodError(f"pod {manifest.key}: metadata.{field} is {value!r}; a bound pod has a plain name there")
     containers = tuple(_containers(manifest))
     if not containers or containers[-1].role != "main":
         raise PodError(f"pod {manifest.key} has no container in spec.containers; it needs at least one")
     return KubeletPod(raw, manifest, containers)
+
+
+def _plain(name: str) -> bool:
+    """Tell whether a name can be a file's: the API server is stricter still."""
+    return name.isascii() and name.isprintable() and "/" not in name and name not in {"", ".", ".."}
 
 
 def _containers(manifest: Manifest) -> Iterator[Container]:
@@ -152,8 +157,10 @@ def _containers(manifest: Manifest) -> Iterator[Container]:
         raise PodError(f"pod {manifest.key} has {len(every)} containers; the fake takes {MOST_CONTAINERS}")
     seen: set[str] = set()
     for each, init in every:
-        if not each.name or "/" in each.name or "\0" in each.name or each.name in seen or each.name in {".", ".."}:
-            raise PodError(f"pod {manifest.key}: container name {each.name!r} is empty, used twice or no plain name")
+        if not _plain(each.name) or len(each.name) > 63 or each.name in seen:
+            raise PodError(
+                f"pod {manifest.key}: container name {each.name!r} is used twice or no plain name of 1 to 63 characters"
+            )
         seen.add(each.name)
         env = {variable.name: variable.value or "" for variable in each.env or () if variable.value_from is None}
         yield Container(each.name, role(each, init=init), each.image, _limits(manifest.key, each), env)

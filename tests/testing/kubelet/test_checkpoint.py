@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from deviceplugin._proto import deviceplugin_v1beta1_pb2 as api
 from tessera.testing.kubelet import CheckpointError
 from tessera.testing.kubelet.checkpoint import Checkpoint, Entry, decode, encode, read, write
+from tessera.testing.kubelet.fnv import fnv1a32
 
 TICKET = "tessera.dev/gpu-memory.256Mi"
 ANSWER = api.ContainerAllocateResponse(envs={"A": "1"}).SerializeToString()
@@ -80,6 +81,15 @@ def test_anything_written_is_read_again(found, registered):
     written = Checkpoint(found, registered)
 
     assert decode(encode(written)) == written
+
+
+@given(st.binary(max_size=300))
+def test_the_hash_is_the_plain_definition_s(content):
+    state = 0x811C9DC5
+    for byte in content:
+        state = (state ^ byte) * 0x01000193 % 2**32
+
+    assert fnv1a32(content) == state
 
 
 @pytest.mark.parametrize(

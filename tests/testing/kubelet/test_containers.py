@@ -149,6 +149,14 @@ async def test_a_restarted_container_has_another_process_and_id(kubelet, make_po
     assert (after["pid"], after["containerID"]) != (before["pid"], before["containerID"])
 
 
+async def test_the_longest_names_fit_into_files(kubelet, make_pod):
+    pod = make_pod("p", containers=[("c" * 63, {})])
+    pod["metadata"].update(name="n" * 253, namespace="s" * 63, uid="u" * 36)
+    await kubelet.admit(pod)
+
+    assert await kubelet.settled("u" * 36) == {"c" * 63: ""}
+
+
 async def test_records_go_with_the_pod(kubelet, make_pod):
     await kubelet.admit(make_pod())
     await kubelet.settled("uid-p")

@@ -84,6 +84,8 @@ def test_the_object_is_copied(make_pod):
         lambda pod: pod["metadata"].update(uid=7),
         lambda pod: pod["metadata"].update(uid="../../etc"),
         lambda pod: pod["metadata"].update(name=".."),
+        lambda pod: pod["metadata"].update(name="n" * 254),
+        lambda pod: pod["metadata"].update(name="\ud800"),
         lambda pod: pod["metadata"].update(namespace=""),
         lambda pod: pod["spec"].update(containers=[]),
         lambda pod: pod["spec"].update(containers=[{"name": ""}]),
