@@ -4,12 +4,16 @@ import asyncio
 import base64
 import json
 from datetime import UTC, datetime
+from random import Random
 
 import jsonpatch
 import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
+from tessera.kube.client import ApiClient
+from tessera.kube.clock import SystemClock
+from tessera.kube.config import StaticConnection
 from tessera.model.pod import Manifest
 from webhook.admission.metrics import Metrics
 from webhook.admission.patch import WIRE, operations
@@ -140,3 +144,24 @@ class Clock:
 @pytest.fixture
 def clock():
     return Clock(1_800_000_000.0)
+
+
+class Impatient(SystemClock):
+    """For API clients under test: their waits between attempts take no time."""
+
+    async def sleep(self, seconds):
+        await asyncio.sleep(0 * seconds)
+
+
+@pytest.fixture
+async def client():
+    """Build clients of a fake API server."""
+    made = []
+
+    def build(url):
+        made.append(ApiClient(StaticConnection(url), clock=Impatient(), rng=Random(1)))
+        return made[-1]
+
+    yield build
+    for each in made:
+        await each.close()
