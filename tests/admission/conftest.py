@@ -87,6 +87,12 @@ def metrics():
     return Metrics(CollectorRegistry())
 
 
+@pytest.fixture(scope="session")
+def uncounted():
+    """Metrics that nobody reads, for tests with many inputs."""
+    return Metrics(CollectorRegistry())
+
+
 @pytest.fixture
 def counted(metrics):
     """The value of one of `metrics` by name and labels, 0 where it has not been counted yet."""
