@@ -1,0 +1,116 @@
+"""What a dialect is: how to know it, how to read it, and what its pods carry that only its own system understands.
+
+A foreign system is one file with one `DIALECT`. What triggers it is data (resource names, annotations, labels), so that
+the registration's match conditions can be generated from the same table that the code uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import msgspec
+
+from tessera.dialects.reader import ContainerReader, PodReader
+from tessera.model.config import DialectOptions
+from tessera.model.names import Names
+from tessera.model.request import ContainerRequest
+
+Options = TypeVar("Options", bound=DialectOptions)
+
+
+class Reading(msgspec.Struct, frozen=True, kw_only=True):
+    """What one container asks in one dialect.
+
+    Attributes:
+        request: amounts per GPU.
+        resources: names in the container's limits and requests that said so; they are taken away.
+        warnings: what its author should know, each at most 120 characters.
+    """
+
+    request: ContainerRequest
+    resources: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+class Baggage(msgspec.Struct, frozen=True, kw_only=True):
+    """What else a pod of a dialect carries.
+
+    Attributes:
+        annotations: ours to set, unless the pod has them: wishes translated.
+        selectors: nodeSelector keys that only nodes of the other system carry; taken away with a warning.
+        warnings: what its author should know.
+    """
+
+    annotations: Mapping[str, str] = {}
+    selectors: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a dialect may need beside the pod: the installation's names and its own options."""
+
+    names: Names
+    options: DialectOptions
+
+    def option(self, kind: type[Options]) -> Options:
+        """The options as their own type."""
+        return self.options if isinstance(self.options, kind) else kind()
+
+
+ContainerRule = Callable[[ContainerReader, PodReader, Context], Reading | None]
+PodRule = Callable[[PodReader, Context], Mapping[str, Reading]]
+BaggageRule = Callable[[PodReader, Context], Baggage]
+
+
+def no_baggage(_pod: PodReader, _context: Context) -> Baggage:
+    """Nothing else is carried."""
+    return Baggage()
+
+
+def no_container(_container: ContainerReader, _pod: PodReader, _context: Context) -> Reading | None:
+    """Nothing is asked in a container's resources."""
+    return None
+
+
+def no_pod(_pod: PodReader, _context: Context) -> Mapping[str, Reading]:
+    """Nothing is asked for the whole pod."""
+    return {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """One dialect.
+
+    Attributes:
+        name: as config and the request annotation write it.
+        about: the system, for documentation.
+        options: what config may tell it.
+        resources: resource names (in limits or requests) that may ask in it.
+        prefixes: beginnings of resource names that may.
+        annotations: pod annotations that may ask in it.
+        annotation_prefixes: beginnings of annotations that may.
+        labels: pod labels that may ask in it.
+        container: reads one container's resources.
+        pod: reads what is asked for the whole pod (annotations, labels); counts only for containers that ask nothing in
+            their own resources.
+        baggage: what else such a pod carries; asked only where the dialect was spoken.
+    """
+
+    name: str
+    about: str
+    options: type[DialectOptions] = DialectOptions
+    resources: frozenset[str] = field(default=frozenset())
+    prefixes: tuple[str, ...] = ()
+    annotations: frozenset[str] = field(default=frozenset())
+    annotation_prefixes: tuple[str, ...] = ()
+    labels: frozenset[str] = field(default=frozenset())
+    container: ContainerRule = no_container
+    pod: PodRule = no_pod
+    baggage: BaggageRule = no_baggage
+
+    def owns(self, resource: str) -> bool:
+        """Whether a resource name may ask in this dialect."""
+        return resource in self.resources or (bool(self.prefixes) and resource.startswith(self.prefixes))

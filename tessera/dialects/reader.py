@@ -1,0 +1,183 @@
+"""A pod as the dialects read it: amounts by name, limits before requests, zero as not asked.
+
+A mutating webhook runs after decoding and defaulting but before validation, so it sees what the API server would refuse
+a moment later: fractions of extended resources, amounts in requests only, requests that differ from limits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Final
+
+from tessera.model.errors import QuantityError, RequestError
+from tessera.model.pod import Manifest, ManifestContainer, Role, role
+from tessera.model.quantity import Raw, parse
+
+_LONGEST: Final = 80
+
+
+class ContainerReader:
+    """One container's resources, environment and place in the pod."""
+
+    __slots__ = ("container", "index", "init", "resources", "role")
+
+    def __init__(self, container: ManifestContainer, *, index: int, init: bool) -> None:
+        """Merge limits over requests: a name's limit counts where both are there."""
+        self.container = container
+        self.index = index
+        self.init = init
+        self.role: Role = role(container, init=init)
+        found = container.resources
+        self.resources: dict[str, Raw] = {} if found is None else (found.requests or {}) | (found.limits or {})
+
+    @property
+    def name(self) -> str:
+        """The container's name."""
+        return self.container.name
+
+    def amount(self, name: str) -> Fraction | None:
+        """What stands under a resource name; None where it is absent or zero (not asked).
+
+        Raises:
+            RequestError: not a quantity, or negative.
+        """
+        raw = self.resources.get(name)
+        return None if raw is None else read_amount(raw, name, container=self.name)
+
+    def count(self, name: str, *, fix: str = "write a whole number") -> int | None:
+        """What stands under a resource name, which has to be whole; None where it is absent or zero.
+
+        Raises:
+            RequestError: not a quantity, negative, or a fraction.
+        """
+        found = self.amount(name)
+        return None if found is None else as_count(found, name, container=self.name, fix=fix)
+
+    def percent(self, name: str) -> int | None:
+        """What stands under a resource name, which has to be 1..100; None where it is absent or zero.
+
+        Raises:
+            RequestError: not a whole number of percent, or above 100.
+        """
+        found = self.count(name, fix="write a whole percent of one GPU, 1 to 100")
+        if found is not None and found > 100:
+            raise RequestError(
+                f"{name}: {found} is more than 100 percent of a GPU", container=self.name, fix="write 1 to 100"
+            )
+        return found
+
+    def scaled(self, name: str, unit: int) -> int | None:
+        """What stands under a resource name, times `unit` bytes, in whole bytes; None where it is absent or zero.
+
+        Raises:
+            RequestError: not a quantity, negative, or a fraction of a byte.
+        """
+        found = self.amount(name)
+        return None if found is None else as_bytes(found * unit, name, container=self.name)
+
+    def has(self, *names: str) -> bool:
+        """Whether any of the names is asked for, with an amount other than zero."""
+        return any(self.amount(name) is not None for name in names)
+
+
+class PodReader:
+    """A pod: its containers in the kubelet's order of admission, annotations and labels."""
+
+    __slots__ = ("annotations", "containers", "labels", "pod")
+
+    def __init__(self, pod: Manifest) -> None:
+        """Read a pod once for all dialects."""
+        self.pod = pod
+        self.annotations: dict[str, str] = pod.metadata.annotations or {}
+        self.labels: dict[str, str] = pod.metadata.labels or {}
+        self.containers: tuple[ContainerReader, ...] = tuple(_containers(pod))
+
+    @property
+    def selector(self) -> dict[str, str]:
+        """The pod's nodeSelector."""
+        return self.pod.spec.node_selector or {}
+
+    @property
+    def scheduler(self) -> str:
+        """The scheduler that the pod names, or ""."""
+        return self.pod.spec.scheduler_name
+
+    def container(self, name: str | None, *, by: str) -> ContainerReader:
+        """The container that a pod-wide request speaks for: the one named, else the first that is no init container.
+
+        Args:
+            name: of the container, or None.
+            by: the annotation that named it.
+
+        Raises:
+            RequestError: there is no such container.
+        """
+        if name is None:
+            first = next((container for container in self.containers if not container.init), None)
+            if first is None:
+                raise RequestError("the pod has no container", fix="write one")
+            return first
+        found = next((container for container in self.containers if container.name == name), None)
+        if found is None:
+            known = ", ".join(container.name for container in self.containers)
+            raise RequestError(
+                f'{by} names container "{name[:_LONGEST]}"', fix=f"name one that is there ({known[:200]})"
+            )
+        return found
+
+    def text_amount(self, value: str, name: str) -> Fraction | None:
+        """Read an annotation's or label's value as a quantity; None where it is zero.
+
+        Raises:
+            RequestError: not a quantity, or negative.
+        """
+        return read_amount(value.strip(), name, container="")
+
+
+def read_amount(raw: Raw, name: str, *, container: str) -> Fraction | None:
+    """Read one amount; None where it is zero.
+
+    Raises:
+        RequestError: not a quantity, or negative.
+    """
+    try:
+        found = parse(raw)
+    except QuantityError as error:
+        raise RequestError(f"{name}: {error}", container=container, fix="correct it, or leave it out") from error
+    if found < 0:
+        raise RequestError(f"{name}: {raw} is negative", container=container, fix="write a positive amount")
+    return found or None
+
+
+def as_count(found: Fraction, name: str, *, container: str, fix: str = "write a whole number") -> int:
+    """A whole number.
+
+    Raises:
+        RequestError: a fraction.
+    """
+    if found.denominator != 1:
+        raise RequestError(f"{name}: {float(found):g} is not a whole number", container=container, fix=fix)
+    return found.numerator
+
+
+def as_bytes(found: Fraction, name: str, *, container: str) -> int:
+    """Whole bytes.
+
+    Raises:
+        RequestError: a fraction of a byte is left.
+    """
+    if found.denominator != 1:
+        raise RequestError(
+            f"{name}: comes to {float(found):g} bytes",
+            container=container,
+            fix="write an amount without a fraction of a byte",
+        )
+    return found.numerator
+
+
+def _containers(pod: Manifest) -> Iterator[ContainerReader]:
+    for index, container in enumerate(pod.spec.init_containers or ()):
+        yield ContainerReader(container, index=index, init=True)
+    for index, container in enumerate(pod.spec.containers or ()):
+        yield ContainerReader(container, index=index, init=False)

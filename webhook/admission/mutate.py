@@ -1,0 +1,177 @@
+"""What admission does to a pod: its request understood, written as tickets, and all that follows from it.
+
+One parse, one patch built by hand, no API call, no clock, no state but the config: a second pass over what this wrote
+changes nothing. Whatever is not ours to change stays as it is, unknown fields included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from tessera.dialects.reader import ContainerReader, PodReader
+from tessera.dialects.registry import Dialects, Recognition
+from tessera.model.config import Config
+from tessera.model.errors import RequestError
+from tessera.model.names import Names
+from tessera.model.pod import Manifest
+from tessera.model.request import PodRequest, encode
+from tessera.model.tickets import describe, tickets
+from tessera.placement.wishes import wishes
+from webhook.admission.cni import repair
+from webhook.admission.limits import check_limits
+from webhook.admission.patch import Edit, Operation, operations, put, remove
+from webhook.admission.profiles import place
+
+LONGEST_WARNING: Final = 120
+"""Characters that clients show in full."""
+_DEFAULT: Final = "default-scheduler"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What was decided about a pod that may be created.
+
+    Attributes:
+        request: what it asks for, or None.
+        operations: the patch.
+        warnings: for its author.
+        audit: what was changed, for the API server's audit log.
+    """
+
+    request: PodRequest | None = None
+    operations: tuple[Operation, ...] = ()
+    warnings: tuple[str, ...] = ()
+    audit: Mapping[str, str] = field(default_factory=dict)
+
+
+class Mutator:
+    """Admission by one config. Make it once per config."""
+
+    def __init__(self, config: Config) -> None:
+        """Prepare the dialects."""
+        self._config = config
+        self._names = config.names
+        self._dialects = Dialects(config)
+
+    def mutate(self, pod: Manifest, *, namespace: str) -> Outcome:
+        """Decide about one pod.
+
+        Args:
+            pod: as it came, decoded from the review.
+            namespace: of the request; the pod's own may be absent at creation.
+
+        Raises:
+            RequestError: it may not be created; the message names container, value and fix.
+        """
+        config, names = self._config, self._names
+        edits = list(repair(pod, cni=config.cni, namespace=namespace))
+        warnings: list[str] = []
+        audit: dict[str, str] = {}
+        found = self._dialects.recognise(pod)
+        stripped = _stripped(pod, names, asks=found is not None)
+        edits += stripped
+        if stripped:
+            keys = ", ".join(str(edit.path[-1]) for edit in stripped)
+            warnings.append(f"removed what only Tessera may write: {keys}")
+        if found is None:
+            if pod.metadata.annotation(names.placement_profile) is not None:
+                edits += self._placed(pod, namespace, warnings, audit)
+        else:
+            wishes({**found.annotations, **(pod.metadata.annotations or {})}, names, config.placement)
+            check_limits(found.request, config.limits, namespace=namespace, unit=names.memory_unit)
+            edits += _rewritten(pod, found, names)
+            edits += self._scheduled(pod, found, warnings)
+            edits += self._placed(pod, namespace, warnings, audit)
+            warnings += found.warnings
+            audit["request"] = "; ".join(
+                f"{name}: {describe(asked)} ({asked.dialect or found.request.dialect})"
+                for name, asked in found.request.containers.items()
+            )
+            if pod.spec.node_name:
+                warnings.append("spec.nodeName is set: no scheduler plans this pod, its node chooses the GPU")
+        return Outcome(
+            request=found.request if found else None,
+            operations=operations(pod, edits),
+            warnings=tuple(_short(warning) for warning in warnings),
+            audit=audit,
+        )
+
+    def _placed(self, pod: Manifest, namespace: str, warnings: list[str], audit: dict[str, str]) -> tuple[Edit, ...]:
+        placed = place(pod, profiles=self._config.profiles, names=self._names, namespace=namespace)
+        if placed is None:
+            return ()
+        warnings += placed.warnings
+        audit["profile"] = placed.profile
+        return placed.edits
+
+    def _scheduled(self, pod: Manifest, found: Recognition, warnings: list[str]) -> Iterator[Edit]:
+        """The scheduler and the runtime class: a foreign scheduler of a converted pod would leave it Pending for ever."""
+        config, there = self._config, pod.spec.scheduler_name
+        wanted = config.scheduler_name
+        if there in ("", _DEFAULT):
+            if wanted:
+                yield put(("spec", "schedulerName"), wanted)
+        elif (
+            there != wanted and found.foreign and (not config.replace_schedulers or there in config.replace_schedulers)
+        ):
+            yield put(("spec", "schedulerName"), wanted or _DEFAULT)
+            warnings.append(f"schedulerName {there} knows nothing of these GPUs; replaced by {wanted or _DEFAULT}")
+        if config.runtime_class_name and not pod.spec.runtime_class_name:
+            yield put(("spec", "runtimeClassName"), config.runtime_class_name)
+        for key in found.selectors:
+            yield remove(("spec", "nodeSelector", key))
+            warnings.append(f"nodeSelector {key} names nodes of another system; removed")
+
+
+def _rewritten(pod: Manifest, found: Recognition, names: Names) -> Iterator[Edit]:
+    """Tickets in limits and requests instead of what was asked, the request annotation, and translated wishes."""
+    for container in PodReader(pod).containers:
+        where = ("spec", "initContainers" if container.init else "containers", container.index, "resources")
+        for name in found.resources.get(container.name, ()):
+            for side in _sides(container, name):
+                yield remove((*where, side, name))
+        asked = found.request.containers.get(container.name)
+        for name, count in tickets(asked, names).items() if asked else ():
+            for side in ("limits", "requests"):
+                if not _holds(container, side, name, count):
+                    yield put((*where, side, name), str(count))
+    yield put(("metadata", "annotations", names.request), encode(found.request))
+    for key, value in found.annotations.items():
+        if pod.metadata.annotation(key) is None:
+            yield put(("metadata", "annotations", key), value)
+
+
+def _sides(container: ContainerReader, name: str) -> Iterator[str]:
+    resources = container.container.resources
+    if resources is not None:
+        if name in (resources.limits or {}):
+            yield "limits"
+        if name in (resources.requests or {}):
+            yield "requests"
+
+
+def _holds(container: ContainerReader, side: str, name: str, count: int) -> bool:
+    """Whether a ticket stands there already, however it is written."""
+    resources = container.container.resources
+    amounts = None if resources is None else resources.limits if side == "limits" else resources.requests
+    raw = (amounts or {}).get(name)
+    return raw is not None and raw in (str(count), count)
+
+
+def _stripped(pod: Manifest, names: Names, *, asks: bool) -> list[Edit]:
+    """Annotations and labels that only our parts write; dumps of live pods carry them, forgers too."""
+    found = pod.metadata.annotations or {}
+    labels = pod.metadata.labels or {}
+    edits = [remove(("metadata", "annotations", key)) for key in (names.plan,) if key in found]
+    if not asks and names.request in found:
+        edits.append(remove(("metadata", "annotations", names.request)))
+    return edits + [remove(("metadata", "labels", key)) for key in (names.unit, names.region) if key in labels]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST_WARNING else text[: LONGEST_WARNING - 1] + "…"
+
+
+__all__ = ["Mutator", "Outcome", "RequestError"]
