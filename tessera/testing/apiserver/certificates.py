@@ -48,8 +48,8 @@ class Authority:
         )
         self.ca_file = self._write("ca.crt", self._certificate.public_bytes(serialization.Encoding.PEM))
 
-    def server(self, hosts: tuple[str, ...]) -> KeyPair:
-        """Make a certificate for these host names and addresses."""
+    def server(self, hosts: tuple[str, ...], *, file: str = "server") -> KeyPair:
+        """Make a certificate for these host names and addresses, in `file`.crt and `file`.key."""
         names: list[x509.GeneralName] = []
         for host in hosts:
             try:
@@ -57,7 +57,7 @@ class Authority:
             except ValueError:
                 names.append(x509.DNSName(host))
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kube-apiserver")])
-        return self._sign("server", subject, ExtendedKeyUsageOID.SERVER_AUTH, x509.SubjectAlternativeName(names))
+        return self._sign(file, subject, ExtendedKeyUsageOID.SERVER_AUTH, x509.SubjectAlternativeName(names))
 
     def client(self, name: str, groups: tuple[str, ...], *, file: str) -> KeyPair:
         """Make a certificate that stands for a user: the common name is the user, the organizations are its groups."""

@@ -1,0 +1,7 @@
+"""What goes wrong while a cluster is started, used or stopped."""
+
+from __future__ import annotations
+
+
+class ClusterError(Exception):
+    """Names what failed, and where its log is or what would help."""

@@ -1,0 +1,86 @@
+"""`make e2e`: a real cluster on this machine, the suite on it, and nothing left behind.
+
+python tests/e2e/run.py                 start, run the suite, stop
+python tests/e2e/run.py --keep          leave the cluster up; prints its kubeconfig
+python tests/e2e/run.py --reuse         the suite on the cluster that was left up, which stays up
+python tests/e2e/run.py --down          stop what was left up
+python tests/e2e/run.py -- -k restart   what follows is pytest's
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from cluster import Cluster, ClusterError, Settings
+from cluster.leftovers import look
+from cluster.phases import Phases
+
+HERE = Path(__file__).resolve().parent
+
+
+def main() -> int:
+    """Do what the arguments say; exit 0 if every test passed and nothing was left."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keep", action="store_true", help="leave the cluster up")
+    parser.add_argument("--reuse", action="store_true", help="use the cluster that was left up")
+    parser.add_argument("--down", action="store_true", help="stop the cluster that was left up")
+    parser.add_argument("--no-suite", action="store_true", help="start (and stop) the cluster only")
+    parser.add_argument("--proxy", action="store_true", help="run kube-proxy too")
+    parser.add_argument("pytest", nargs="*", help="arguments for pytest, after --")
+    options = parser.parse_args()
+    settings = Settings(proxy=options.proxy)
+    try:
+        return run(options, settings)
+    except ClusterError as error:
+        sys.stderr.write(f"\n{error}\nlogs: {settings.logs}\n")
+        return 2
+
+
+def run(options: argparse.Namespace, settings: Settings) -> int:
+    """Start, test and stop as the options say."""
+    phases = Phases()
+    if options.down:
+        Cluster.attach(settings).stop()
+        return 0
+    if options.reuse:
+        return suite(Cluster.attach(settings), options.pytest)
+    cluster = Cluster(settings, phases=phases)
+    code = 0
+    with cluster.kept() if options.keep else cluster:
+        if not options.no_suite:
+            code = suite(cluster, options.pytest)
+    if options.keep:
+        sys.stdout.write(f"the cluster is up: export KUBECONFIG={settings.kubeconfig('admin')}\n")
+        sys.stdout.write(f"kubectl: {cluster.binaries / 'kubectl'}; stop it: {sys.executable} {__file__} --down\n")
+        return code
+    code = max(code, clean(cluster, phases))
+    sys.stdout.write(f"{phases.total:7.1f} s  in all; logs: {settings.logs}\n")
+    return code
+
+
+def suite(cluster: Cluster, arguments: list[str]) -> int:
+    """Run the suite on a running cluster; return pytest's exit code."""
+    environment = {**os.environ, "TESSERA_E2E_SUITE": "1"}
+    command = [sys.executable, "-m", "pytest", "-o", f"pythonpath={HERE}", "-p", "no:cacheprovider"]
+    default = [] if any(os.path.exists(each.split("::")[0]) for each in arguments) else [str(HERE / "suite")]
+    done = subprocess.run([*command, *arguments, *default], cwd=HERE.parents[1], env=environment, check=False)
+    if done.returncode:
+        sys.stdout.write(f"a test failed; the log of each component: {cluster.settings.logs}\n")
+    return done.returncode
+
+
+def clean(cluster: Cluster, phases: Phases) -> int:
+    """Compare the machine with what it was; return 1 where something was left."""
+    with phases.phase("is anything left behind?"):
+        left = cluster.before.added(look())
+    for each in left:
+        sys.stdout.write(f"left behind: {each}\n")
+    return 1 if left else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
