@@ -22,12 +22,13 @@ from tessera.testing.kubelet.admission import Admission
 from tessera.testing.kubelet.changes import Changes
 from tessera.testing.kubelet.containers import ContainerRecord, Hooks, Runtime
 from tessera.testing.kubelet.endpoint import PluginCall
-from tessera.testing.kubelet.errors import KubeletError, PodError
+from tessera.testing.kubelet.errors import KubeletError
 from tessera.testing.kubelet.manager import Capacity
-from tessera.testing.kubelet.pods import KubeletPod, read_pod
+from tessera.testing.kubelet.pods import read_pod
 from tessera.testing.kubelet.podsserver import PodsServer
 from tessera.testing.kubelet.run import Run, start_run
 from tessera.testing.kubelet.settings import Faults, Paths, Settings, World
+from tessera.testing.kubelet.table import PodTable
 from tessera.testing.kubelet.workers import PodState
 
 _log = logging.getLogger(__name__)
@@ -73,8 +74,8 @@ class FakeKubelet:
         self._world = world or World()
         self._random = Random(self.settings.seed)
         self._runtime = Runtime(self.paths, first_pid=self.settings.first_pid, hooks=hooks, now=self._world.timestamp)
-        self._pods: dict[str, PodState] = {}
-        self._http = PodsServer(self._raw_pods, token=pods_token, tls=pods_tls)
+        self._pods = PodTable(self.settings.node)
+        self._http = PodsServer(self._pods.raw, token=pods_token, tls=pods_tls)
         self._admitting = asyncio.Lock()
         self.changes = Changes()
         self._run: Run | None = None
@@ -127,17 +128,11 @@ class FakeKubelet:
         """
         if self._run is not None:
             raise KubeletError(f"the kubelet of {self.settings.node} runs already; stop it first")
-        fresh = [self._state(raw) for raw in pods]
+        fresh = [self._pods.fresh(raw) for raw in pods]
+        waiting = [state for state in self._pods.all() if state.active]
         run = await self._listen()
-        batch = [state for state in self._pods.values() if state.active] + fresh
-        if batch:
-            run.manager.sources_ready = False
-            run.manager.running = self._runtime.running()
-            await (before_admission() if before_admission else self._world.sleep(self.settings.startup_delay))
-        results: dict[str, Admission] = {}
-        for state in sorted(batch, key=lambda each: each.pod.created):
-            results[state.pod.uid] = await self._admit(state)
-        run.manager.sources_ready = True
+        async with self._admitting:
+            results = await self._admit_batch(run, waiting + fresh, before_admission)
         return [results[state.pod.uid] for state in fresh]
 
     async def stop(self) -> None:
@@ -145,7 +140,7 @@ class FakeKubelet:
         if self._run is None:
             return
         run, self._run = self._run, None
-        for state in self._pods.values():
+        for state in self._pods.all():
             await run.workers.stop(state)
         await run.stop()
         await self._http.stop()
@@ -163,7 +158,7 @@ class FakeKubelet:
     async def close(self) -> None:
         """Stop for good; containers are ended, files stay."""
         await self.stop()
-        for state in self._pods.values():
+        for state in self._pods.all():
             self._runtime.end_pod(state.pod.uid, 0)
 
     # --- pods ---------------------------------------------------------------------------------------------------------
@@ -179,7 +174,7 @@ class FakeKubelet:
         """
         self._running()
         async with self._admitting:
-            return await self._admit(self._state(pod))
+            return await self._admit(self._pods.fresh(pod))
 
     def update(self, pod: Mapping[str, object]) -> None:
         """Take the API server's newer object of a known pod, which is what GET /pods shows from now on.
@@ -188,7 +183,7 @@ class FakeKubelet:
             PodError: no pod, or one with an unknown UID.
         """
         fresh = read_pod(pod)
-        self._known(fresh.uid).pod = fresh
+        self._pods.known(fresh.uid).pod = fresh
 
     async def terminate(
         self, uid: str, phase: Literal["Succeeded", "Failed"] = "Succeeded", *, exit_code: int | None = None
@@ -203,7 +198,7 @@ class FakeKubelet:
         Raises:
             PodError: unknown UID.
         """
-        state = self._known(uid)
+        state = self._pods.known(uid)
         state.terminating = True
         if self._run is not None:
             await self._run.workers.stop(state)
@@ -226,10 +221,10 @@ class FakeKubelet:
         Raises:
             PodError: unknown UID.
         """
-        state = self._known(uid)
+        state = self._pods.known(uid)
         if self._run is not None:
             await self._run.workers.stop(state)
-        del self._pods[uid]
+        self._pods.discard(uid)
         state.terminated = True
         if not lingering:
             self.reap(uid)
@@ -249,7 +244,7 @@ class FakeKubelet:
             KubeletError: the kubelet doesn't run.
             PodError: unknown pod or container.
         """
-        state = self._known(uid)
+        state = self._pods.known(uid)
         self._running().workers.restart_container(state, state.pod.container(container), exit_code)
 
     async def settled(self, uid: str, *, seconds: float = 10.0) -> dict[str, str]:
@@ -264,7 +259,7 @@ class FakeKubelet:
             PodError: unknown UID.
             TimeoutError: it took longer than that.
         """
-        state = self._known(uid)
+        state = self._pods.known(uid)
         await self.wait_for(lambda _: state.settled, seconds=seconds)
         started = {record.container: "" for record in self._runtime.of_pod(uid)}
         return {**started, **state.waiting}
@@ -275,7 +270,7 @@ class FakeKubelet:
         Raises:
             PodError: unknown UID.
         """
-        state = self._known(uid)
+        state = self._pods.known(uid)
         if state.waiting:
             state.again.set()
 
@@ -287,30 +282,22 @@ class FakeKubelet:
         Raises:
             PodError: unknown UID.
         """
-        return self._known(uid)
+        return self._pods.known(uid)
 
     def pods(self) -> list[PodState]:
         """Every pod whose object is there, in the order of arrival."""
-        return list(self._pods.values())
+        return self._pods.all()
 
     def containers(self, uid: str | None = None) -> list[ContainerRecord]:
         """Every container that was started and not removed, of one pod or of all."""
         return self._runtime.records() if uid is None else self._runtime.of_pod(uid)
 
     def capacity(self) -> Capacity:
-        """What the kubelet would write into the node's status now.
-
-        Raises:
-            KubeletError: the kubelet doesn't run.
-        """
+        """What a running kubelet would write into the node's status now."""
         return self._running().manager.capacity()
 
     def allocations(self) -> dict[str, dict[str, dict[str, frozenset[str]]]]:
-        """IDs by pod UID, container and resource, as the device manager has it now.
-
-        Raises:
-            KubeletError: the kubelet doesn't run.
-        """
+        """IDs by pod UID, container and resource, as the device manager of a running kubelet has them now."""
         found: dict[str, dict[str, dict[str, frozenset[str]]]] = {}
         for allocation in self._running().manager.held:
             entry = allocation.entry
@@ -357,10 +344,32 @@ class FakeKubelet:
             raise
         return self._run
 
+    async def _admit_batch(
+        self, run: Run, batch: list[PodState], before: Callable[[], Awaitable[None]] | None
+    ) -> dict[str, Admission]:
+        """Admit what the first word of the API server brings: a new process knows no pod before its turn comes."""
+        results: dict[str, Admission] = {}
+        if not batch:
+            return results
+        run.manager.sources_ready = False
+        run.manager.running = self._runtime.running()
+        for state in batch:
+            self._pods.discard(state.pod.uid)
+        try:
+            await (before() if before else self._world.sleep(self.settings.startup_delay))
+            for state in sorted(batch, key=lambda each: each.pod.created):
+                results[state.pod.uid] = await self._admit(state)
+        finally:
+            # Where this run was stopped in between, the next one finds the others.
+            for state in batch:
+                if state.pod.uid not in results:
+                    self._pods.add(state)
+        run.manager.sources_ready = True
+        return results
+
     async def _admit(self, state: PodState) -> Admission:
         run = self._running()
-        known = state.pod.uid in self._pods
-        self._pods[state.pod.uid] = state
+        self._pods.add(state)
         if not state.active:
             # Finished already: it is kept for GET /pods, and nothing else happens.
             return Admission(admitted=False, reason=state.reason, message=state.message)
@@ -368,7 +377,7 @@ class FakeKubelet:
         allocatable = manager.capacity().allocatable if self.node_allocatable is None else self.node_allocatable
         result = await admission.admit(
             state.pod,
-            others=[pod for pod in self._active_pods() if pod.uid != state.pod.uid],
+            others=[pod for pod in self._pods.active() if pod.uid != state.pod.uid],
             allocator=run.allocator,
             manager=manager,
             node_allocatable=allocatable,
@@ -381,30 +390,12 @@ class FakeKubelet:
         else:
             _log.info("pod %s: %s: %s", state.pod.key, result.reason, result.message)
             state.reject(result.reason, result.message)
-            if known:
-                self._runtime.end_pod(state.pod.uid, 137)
+            # After a restart it may have containers that run.
+            self._runtime.end_pod(state.pod.uid, 137)
         self.changes.of_pod(state)
         return result
-
-    def _state(self, raw: Mapping[str, object]) -> PodState:
-        pod = read_pod(raw)
-        if pod.uid in self._pods:
-            raise PodError(f"pod {pod.key}: UID {pod.uid} is known already; a new pod has a new UID")
-        return PodState(pod)
-
-    def _known(self, uid: str) -> PodState:
-        try:
-            return self._pods[uid]
-        except KeyError:
-            raise PodError(f"the kubelet of {self.settings.node} knows no pod with UID {uid}") from None
 
     def _running(self) -> Run:
         if self._run is None:
             raise KubeletError(f"the kubelet of {self.settings.node} doesn't run; start it first")
         return self._run
-
-    def _active_pods(self) -> list[KubeletPod]:
-        return [state.pod for state in self._pods.values() if state.active]
-
-    def _raw_pods(self) -> list[Mapping[str, object]]:
-        return [state.pod.raw for state in self._pods.values()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
@@ -17,7 +17,8 @@ from tessera.testing.kubelet.manager import DeviceManager
 from tessera.testing.kubelet.podresources import PodResources, TokenBucket
 from tessera.testing.kubelet.registration import Registration
 from tessera.testing.kubelet.settings import Faults, Paths, Settings, World
-from tessera.testing.kubelet.workers import PodState, Workers
+from tessera.testing.kubelet.table import PodTable
+from tessera.testing.kubelet.workers import Workers
 
 
 @dataclass(slots=True)
@@ -43,7 +44,7 @@ async def start_run(
     world: World,
     faults: Faults,
     random: Random,
-    pods: Mapping[str, PodState],
+    pods: PodTable,
     runtime: Runtime,
     changes: Changes,
     record: Callable[[PluginCall], None],
@@ -56,7 +57,7 @@ async def start_run(
         world: see `World`.
         faults: see `Faults`.
         random: decides what Go's map order decides.
-        pods: the pods whose objects are there, by UID; the caller goes on changing it.
+        pods: the pods whose objects are there; the caller goes on changing it.
         runtime: where containers run.
         changes: told of everything that changes.
         record: takes every call made to a plugin.
@@ -69,20 +70,20 @@ async def start_run(
         settings=settings,
         world=world,
         random=random,
-        active=lambda: {uid for uid, state in pods.items() if state.active},
+        active=pods.active_uids,
         changed=changes.wake,
     )
     allocator = Allocator(
         manager,
         faults=faults,
         prestart_timeout=settings.prestart_timeout,
-        is_active=lambda uid: uid in pods and pods[uid].active,
+        is_active=pods.is_active,
     )
     workers = Workers(
         runtime, manager=manager, allocator=allocator, settings=settings, world=world, changed=changes.of_pod
     )
     registration = Registration(paths.registration, manager, record=record)
-    service = PodResources(manager, pods=pods.values)
+    service = PodResources(manager, pods=pods.all)
     bucket = TokenBucket(settings.list_rate, settings.list_burst, world.monotonic)
     server = await service.serve(paths.pod_resources, bucket)
     try:

@@ -82,6 +82,25 @@ async def test_pods_found_at_the_start_are_admitted_by_age(kubelet, make_plugin,
     assert await pod_resources.held() == {"older": {"main": {GPU: ["d0"]}}, "newer": {"main": {GPU: ["d1"]}}}
 
 
+async def test_pods_are_listed_as_their_turn_comes(kubelet, make_plugin, make_pod, pod_resources):
+    """So the pod in admission is the only one without devices also in the batch at a start."""
+    seen = []
+
+    async def prefer(available, _must, size):
+        seen.append(sorted(await pod_resources.held()))
+        return sorted(available)[:size]
+
+    plugin = await make_plugin(GPU, prefer=prefer)
+    await running(kubelet, make_pod("b"))
+    seen.clear()
+    new = [make_pod("d"), make_pod("c")]
+    new[1]["metadata"]["creationTimestamp"] = "2025-01-01T00:00:00Z"
+
+    await kubelet.restart(new, before_admission=back(kubelet, plugin))
+
+    assert seen == [["c"], ["b", "c", "d"]]
+
+
 async def test_a_container_that_waits_for_its_plugin_fails_its_pod_where_the_plugin_is_not_back(
     kubelet, make_plugin, make_pod, pod_resources
 ):
