@@ -10,7 +10,8 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -157,50 +158,59 @@ class Processes:
 
 
 def start_time(pid: int) -> int | None:
-    """Return a process' start time in ticks since boot, None where there is none (a zombie has ended)."""
+    """Return a process' start time in ticks since boot, None where there is none."""
     try:
         # The name, in brackets, may hold blanks and brackets.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return None if fields[0] in "ZX" else int(fields[19])
+    return int(fields[19])
 
 
 def alive(process: Started) -> bool:
     """Tell whether this very process runs."""
-    _reap(process)
-    return start_time(process.pid) == process.start
+    return not ended(process, 0)
 
 
 def send(process: Started, number: signal.Signals) -> bool:
     """Signal this very process, never one that got its number; tell whether it was there."""
-    try:
-        holder = os.pidfd_open(process.pid)
-    except ProcessLookupError:
-        return False
-    try:
-        if not alive(process):
+    with _held(process) as holder:
+        if holder is None:
             return False
-        signal.pidfd_send_signal(holder, number)
-    except ProcessLookupError:
-        return False
-    finally:
-        os.close(holder)
+        try:
+            signal.pidfd_send_signal(holder, number)
+        except ProcessLookupError:
+            return False
     return True
 
 
 def ended(process: Started, seconds: float) -> bool:
-    """Wait for the end of a process; tell whether it came."""
+    """Wait for the end of a process, all its threads; tell whether it came."""
+    with _held(process) as holder:
+        if holder is None:
+            return True
+        poll = select.poll()
+        poll.register(holder, select.POLLIN)
+        if not poll.poll(seconds * 1000):
+            return False
+    try:
+        os.waitpid(process.pid, os.WNOHANG)
+    except ChildProcessError:
+        # Another program started it, and that one or the machine's first process reaps it.
+        return True
+    return True
+
+
+@contextmanager
+def _held(process: Started) -> Iterator[int | None]:
+    """Hold on to this very process while it is looked at; None where its number is free or another's."""
     try:
         holder = os.pidfd_open(process.pid)
     except ProcessLookupError:
-        return True
+        yield None
+        return
     try:
-        if alive(process):
-            poll = select.poll()
-            poll.register(holder, select.POLLIN)
-            poll.poll(seconds * 1000)
-        return not alive(process)
+        yield holder if start_time(process.pid) == process.start else None
     finally:
         os.close(holder)
 
@@ -220,10 +230,3 @@ def marked(marker: str) -> list[Started]:
         if wanted in environment and start is not None:
             found.append(Started(pid=int(entry.name), start=start, command=[]))
     return found
-
-
-def _reap(process: Started) -> None:
-    try:
-        os.waitpid(process.pid, os.WNOHANG)
-    except ChildProcessError:
-        return
