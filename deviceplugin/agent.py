@@ -59,6 +59,8 @@ _log = logging.getLogger(__name__)
 
 SYNC_WITHIN: Final = 3.0
 """Seconds to wait for the API server and for NVML at start."""
+LIST_WITHIN: Final = 0.5
+"""Seconds for the first List: a kubelet that is starting admits pods 0.9 s later, and we have to be registered by then."""
 DRAIN_WITHIN: Final = 10.0
 """Seconds for which a leaving agent serves pods that are planned for it already."""
 _LOOK_EVERY: Final = 0.1
@@ -300,9 +302,10 @@ class Agent:
         try:
             # A kubelet that isn't there yet is not waited for: its file and ours will do.
             if stamp(self._places.pod_resources) is not None:
-                listing = await self._lister.list()
-        except KubeletError as error:
-            _log.warning("%s", error)
+                async with asyncio.timeout(LIST_WITHIN):
+                    listing = await self._lister.list()
+        except (KubeletError, TimeoutError) as error:
+            _log.warning("the kubelet's list of pods is not known: %s", str(error) or "no answer yet")
         witnesses = Witnesses(
             stored=stored,
             entries=checkpoint.read(self._places.plugins, ours=self.board.names.is_ticket),

@@ -24,7 +24,7 @@ from tessera.model.plan import PlannedSlice
 from tessera.model.plan import decode as decode_plan
 from tessera.model.request import ContainerRequest
 from tessera.model.tickets import Ask, asks
-from tessera.placement.fit import GpuState, Place, Places, place
+from tessera.placement.fit import GpuState, Place, Places, judge, place
 from tessera.placement.holding import hold
 from tessera.placement.reasons import Rejection
 from tessera.placement.shape import shape_of
@@ -204,9 +204,12 @@ class Placing:
         states = [
             GpuState(gpu, self._ledger.held(gpu.id) + self._board.foreign(gpu.id), self._instances_taken(gpu.id))
             for gpu in self._board.gpus.values()
-            if gpu.id not in self._board.elsewhere and (mig or len(offered.get(gpu.id, ())) >= per)
+            if gpu.id not in self._board.elsewhere
         ]
-        return place(waiting, shape, states)
+        offering = [state for state in states if mig or len(offered.get(state.gpu.id, ())) >= per]
+        found = place(waiting, shape, offering)
+        # What is missing is said of all GPUs: one that is full has no IDs to offer either.
+        return (judge(shape, states) or found) if isinstance(found, Rejection) else found
 
     def _waiting(self, caller: Caller) -> tuple[Ask, ...]:
         return tuple(

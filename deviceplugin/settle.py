@@ -153,7 +153,12 @@ class Settler:
         free = [*ended, *(uid for uid, verdict in verdicts.items() if verdict == "free")]
         for grant in self._ledger.free(free):
             _log.info("pod %s, container %s: freed, nothing of it is on the node any more", grant.pod, grant.container)
-        self._ledger.linger(uid for uid, verdict in verdicts.items() if verdict == "linger")
+        self._ledger.linger(
+            uid
+            for uid, verdict in verdicts.items()
+            # What lingers goes on lingering while there is no answer.
+            if verdict == "linger" or (verdict == "keep" and uid in self._ledger.lingering and states[uid] == "gone")
+        )
         self._metrics.lingering.set(len(self._ledger.lingering))
         if listing is not None:
             self._pods.forget_fetched(listing.__contains__)

@@ -19,6 +19,8 @@ from random import Random
 import pytest
 from prometheus_client import CollectorRegistry
 
+from deviceplugin import agent as agents
+from deviceplugin import monitor, settle
 from deviceplugin.agent import Agent, Places
 from deviceplugin.isolation.environment import Environment
 from deviceplugin.kubeletpods import KubeletPods
@@ -73,7 +75,7 @@ class Cluster:
 
     async def start_kubelet(self) -> None:
         client = await self.stack.enter_async_context(KubeletApiClient(self.api.url, token=self.api.token(ADMIN)))
-        self.node = KubeletNode(self.kubelet, client, settings=NodeSettings(name=NODE, status_period=0.3))
+        self.node = KubeletNode(self.kubelet, client, settings=NodeSettings(name=NODE, status_period=0.05))
         self.stack.push_async_callback(self.kubelet.close)
         self.stack.push_async_callback(self.node.stop)
         await self.node.start()
@@ -143,6 +145,7 @@ class Cluster:
         await self.until(lambda: bool(agent.board.offers) and agent.registrar.problem is None)
         for resource in agent.board.offers:
             await self.until(lambda resource=resource: self.kubelet.capacity().capacity.get(resource, 0) > 0)
+            await self.until(lambda resource=resource: resource in self.api.get("nodes", NODE)["status"]["allocatable"])
 
     # Pods.
 
@@ -242,8 +245,8 @@ class Cluster:
     async def until(self, condition: Callable[[], object], *, seconds: float = PATIENCE) -> None:
         """Wait for something that no event tells; looked at often, with a deadline."""
         async with asyncio.timeout(seconds):
-            while not condition():
-                await asyncio.sleep(0.01)  # noqa: ASYNC110
+            while not condition():  # noqa: ASYNC110 - three programs are looked at, none of which calls back
+                await asyncio.sleep(0.01)
 
 
 def _container(name: str, limits: dict[str, int], **more: str) -> dict[str, object]:
@@ -261,7 +264,17 @@ def folder():
 
 @pytest.fixture
 async def make_cluster(folder, monkeypatch):
-    """Make a node of these GPUs; one at a time, as one process has one driver."""
+    """Make a node of these GPUs; one at a time, as one process has one driver.
+
+    Waits that only keep a real node from acting on a moment's doubt are short here.
+    """
+    for module, name, seconds in (
+        (settle, "SURE_AFTER", 0.2),
+        (settle, "SOON", 0.1),
+        (agents, "SYNC_WITHIN", 0.5),
+        (monitor, "SETTLE", 0.3),
+    ):
+        monkeypatch.setattr(module, name, seconds)
     async with AsyncExitStack() as stack:
         files = stack.enter_context(ExitStack())
 
