@@ -189,6 +189,23 @@ class Api:
         raise ApiError(status, reason, message)
 
 
+def plain(host: str, port: int, path: str) -> tuple[int, str]:
+    """GET without TLS: health checks and metrics.
+
+    Raises:
+        OSError: no answer.
+    """
+    connection = http.client.HTTPConnection(host, port, timeout=2)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read().decode(errors="replace")
+    except http.client.HTTPException as error:
+        raise ConnectionError(str(error)) from error
+    finally:
+        connection.close()
+
+
 def asked(path: str, query: dict[str, str]) -> str:
     return f"{path}?{urlencode(query)}" if query else path
 

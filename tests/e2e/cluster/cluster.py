@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -17,7 +16,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from cluster import components, image, kernel, machine, pki
-from cluster.api import Api
+from cluster.api import Api, plain
 from cluster.errors import ClusterError
 from cluster.leftovers import FOLDERS, Snapshot, look
 from cluster.phases import Phases
@@ -116,7 +115,9 @@ class Cluster(AbstractContextManager["Cluster"]):
         """Stop everything that was started and undo everything that was changed. The logs stay."""
         if self._lock is None:
             self._take_lock()
-        if self.settings.record.exists():
+        # Others may have started and stopped processes meanwhile: the file is the truth.
+        if (record := Record.load(self.settings.record)) is not None:
+            self._adopt(record)
             with self._phases.phase("stopping the cluster"):
                 self._undo()
         self._release_lock()
@@ -253,8 +254,7 @@ class Cluster(AbstractContextManager["Cluster"]):
             return False
         try:
             # Asked on its own port: the API server may be away.
-            with urllib.request.urlopen(f"http://{self.settings.address}:10248/healthz", timeout=2) as answer:
-                return bool(answer.status == 200)
+            return plain(self.settings.address, 10248, "/healthz")[0] == 200
         except OSError:
             return False
 

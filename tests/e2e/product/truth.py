@@ -1,0 +1,87 @@
+"""What containers really have: read from the kernel, the kubelet and the API, by nothing of what is tested."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import grpc
+from cluster import Cluster
+from cluster.kernel import cgroup_folders
+
+from deviceplugin._proto import podresources_v1_pb2 as wire
+from deviceplugin._proto.podresources_v1_pb2_grpc import PodResourcesListerStub
+from tessera.demo.evidence import Evidence
+from tessera.demo.judge import Check, judge
+
+RUNTIME = "containerd://"
+
+
+class RealEvidence(Evidence):
+    """The node as the demo's judge looks at one: the kubelet's own checkpoint, and what each container was started with."""
+
+    def __init__(self, cluster: Cluster, pods: list[dict[str, Any]]) -> None:
+        """Read everything now."""
+        super().__init__(cluster.node(), str(cluster.settings.kubelet_dir))
+        for each in pods:
+            for name, environment in environments(cluster, each).items():
+                self.records[each["metadata"]["uid"], name] = {"env": environment, "mounts": [], "cdi": []}
+
+
+def verdict(cluster: Cluster, pods: list[dict[str, Any]]) -> list[Check]:
+    """Hold pods' plans against what their containers really have."""
+    return judge(pods, [RealEvidence(cluster, pods)])
+
+
+def environments(cluster: Cluster, pod: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Return the environment of each container: of its process where it runs, else what it wrote to its log."""
+    found = {}
+    status = pod.get("status", {})
+    for each in [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]:
+        name, state = each["name"], each.get("state", {})
+        if "running" in state:
+            found[name] = environment_of(cluster, each["containerID"].removeprefix(RUNTIME))
+        elif "terminated" in state:
+            meta = pod["metadata"]
+            path = f"/api/v1/namespaces/{meta['namespace']}/pods/{meta['name']}/log"
+            found[name] = _variables(cluster.api.text(path, container=name).splitlines())
+    return found
+
+
+def environment_of(cluster: Cluster, container_id: str) -> dict[str, str]:
+    """Return the environment of a running container's first process, as the kernel has it."""
+    process = min(processes_of(cluster, container_id))
+    return _variables(Path(f"/proc/{process}/environ").read_text(errors="replace").split("\0"))
+
+
+def processes_of(cluster: Cluster, container_id: str) -> set[int]:
+    """Return a container's processes, by its cgroup."""
+    for folder in cgroup_folders(cluster.settings.cgroup):
+        if folder.name == container_id and (found := (folder / "cgroup.procs").read_text().split()):
+            return {int(each) for each in found}
+    message = f"container {container_id} has no process"
+    raise LookupError(message)
+
+
+def pod_resources(cluster: Cluster) -> dict[str, dict[str, dict[str, list[str]]]]:
+    """Return pod -> container -> resource -> device IDs, from the kubelet's PodResources; pods with devices only."""
+    found: dict[str, dict[str, dict[str, list[str]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    with grpc.insecure_channel(f"unix:{cluster.settings.kubelet_dir}/pod-resources/kubelet.sock") as channel:
+        lister = PodResourcesListerStub(channel)
+        for pod in lister.List(wire.ListPodResourcesRequest(), timeout=5, wait_for_ready=True).pod_resources:
+            for container in pod.containers:
+                for device in container.devices:
+                    found[pod.name][container.name][device.resource_name] += device.device_ids
+    return json.loads(json.dumps(found))  # type: ignore[no-any-return]
+
+
+def gpus_of(ids: Mapping[str, list[str]]) -> set[str]:
+    """Return the GPUs that a container's device IDs lie on."""
+    return {each.partition("-")[0] for of_resource in ids.values() for each in of_resource}
+
+
+def _variables(lines: list[str]) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in lines if "=" in line)
