@@ -26,6 +26,7 @@ from deviceplugin.isolation.environment import Environment
 from deviceplugin.kubeletpods import KubeletPods
 from deviceplugin.nvml.binding import Binding
 from deviceplugin.nvml.driver import NvmlDriver
+from deviceplugin.nvml.facts import GpuSample, Look, RecoveryAction
 from deviceplugin.nvml.pci import PciBus
 from deviceplugin.nvml.source import GpuSource
 from deviceplugin.processes import ProcessMap
@@ -51,10 +52,40 @@ UNITS, PERCENT, COMPUTE = NAMES.tickets
 PATIENCE = 15.0
 
 
+class SameGpus:
+    """A driver that shows what another agent's driver showed: one process can't have NVML open twice."""
+
+    def __init__(self, facts):
+        self.facts = facts
+
+    def open(self):
+        pass
+
+    def close(self):
+        pass
+
+    def read(self):
+        return self.facts
+
+    def look(self):
+        sample = GpuSample(processes=(), used=0, recovery=RecoveryAction.NONE)
+        return Look(samples={gpu.id: sample for gpu in self.facts.gpus})
+
+
 class Cluster:
     """One node and its API server."""
 
-    def __init__(self, folder: str, stack: AsyncExitStack, api: FakeApiServer, nvml: FakeNvml, config: Config) -> None:
+    def __init__(
+        self,
+        folder: str,
+        stack: AsyncExitStack,
+        api: FakeApiServer,
+        nvml: FakeNvml,
+        config: Config,
+        *,
+        list_rate: float,
+        list_burst: int,
+    ) -> None:
         self.folder = folder
         self.stack = stack
         self.api = api
@@ -62,7 +93,14 @@ class Cluster:
         self.config = config
         self.kubelet = FakeKubelet(
             os.path.join(folder, "k"),
-            settings=Settings(node=NODE, seed=3, startup_delay=0.9, retry_interval=0.3, list_rate=1000, list_burst=100),
+            settings=Settings(
+                node=NODE,
+                seed=3,
+                startup_delay=0.9,
+                retry_interval=0.3,
+                list_rate=list_rate,
+                list_burst=list_burst,
+            ),
         )
         self.node: KubeletNode | None = None
         self.agent: Agent | None = None
@@ -80,7 +118,9 @@ class Cluster:
         self.stack.push_async_callback(self.node.stop)
         await self.node.start()
 
-    async def make_agent(self, *, with_api: bool = True, kubelet_pods: bool = False) -> Agent:
+    async def make_agent(
+        self, *, with_api: bool = True, kubelet_pods: bool = False, driver: SameGpus | None = None
+    ) -> Agent:
         clock, rng = SystemClock(), Random(1)
         client = None
         if with_api:
@@ -104,7 +144,11 @@ class Cluster:
             ),
             config=lambda: self.config,
             source=GpuSource(
-                NvmlDriver(Binding(str(self.nvml.library)), pci), clock=clock, pci=pci, insist=True, interval=0.1
+                driver or NvmlDriver(Binding(str(self.nvml.library)), pci),
+                clock=clock,
+                pci=pci,
+                insist=True,
+                interval=0.1,
             ),
             survey=survey,
             processes=ProcessMap(self.kubelet.paths.proc),
@@ -115,6 +159,11 @@ class Cluster:
             rng=rng,
             registry=CollectorRegistry(),
         )
+
+    def same_gpus(self) -> SameGpus:
+        """What the running agent's driver shows, for a second agent."""
+        assert self.agent is not None
+        return SameGpus(self.agent._source.state.facts)
 
     async def start_agent(self, **options: bool) -> Agent:
         self.agent = await self.make_agent(**options)
@@ -278,16 +327,17 @@ async def make_cluster(folder, monkeypatch):
     async with AsyncExitStack() as stack:
         files = stack.enter_context(ExitStack())
 
-        async def make(*gpus, config="", agent=True, **options):
+        async def make(*gpus, config="", agent=True, list_rate=1000.0, list_burst=100):
             cards = [FakeGpu.of(gpu) if isinstance(gpu, str) else gpu for gpu in gpus or ("A100-80GB", "A100-80GB")]
             nvml = files.enter_context(FakeNvml.create(Path(folder) / "nvml", gpus=cards))
             monkeypatch.setenv(STATE_VARIABLE, str(nvml.path))
             api = await stack.enter_async_context(FakeApiServer())
-            cluster = Cluster(folder, stack, api, nvml, parse_config(config))
+            settings = parse_config(config)
+            cluster = Cluster(folder, stack, api, nvml, settings, list_rate=list_rate, list_burst=list_burst)
             await cluster.start_kubelet()
             stack.push_async_callback(cluster.kill_agent)
             if agent:
-                await cluster.start_agent(**options)
+                await cluster.start_agent()
             return cluster
 
         yield make

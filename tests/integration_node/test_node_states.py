@@ -78,13 +78,10 @@ async def test_with_the_api_away_at_start_the_node_serves_all_the_same(make_clus
 
 
 async def test_a_kubelet_that_limits_pod_resources_is_asked_again(make_cluster):
-    cluster = await make_cluster()
-    bucket = cluster.kubelet.settings
-    assert bucket.list_rate
-    limited = cluster.agent._lister
-    cluster.kubelet._run.pod_resources  # noqa: B018 - it runs
-    await asyncio.gather(*(limited.list() for _ in range(150)))
-    assert limited.limited > 0
+    cluster = await make_cluster(list_rate=100.0, list_burst=10)
+    lister = cluster.agent._lister
+    await asyncio.gather(*(lister.list() for _ in range(30)))
+    assert lister.limited > 0
     uid = cluster.pod("p", {UNITS: 16}, plan={"main": [(1, 16, 0)]})
     await cluster.running_pod("p")
     assert cluster.given(uid)[UNITS] == {cluster.gpu(1)}

@@ -83,10 +83,7 @@ async def test_a_newcomer_waits_for_the_old_agent_and_takes_over_at_once(make_cl
     cluster.pod("p", {UNITS: 16}, plan={"main": [(1, 16, 0)]})
     await cluster.running_pod("p")
     old, old_stop = cluster.running, cluster.stop
-    # Two agents of one process can't both have NVML open: the newcomer gets an end of its own.
-    newcomer = await cluster.make_agent()
-    newcomer._source._driver = old_driver = cluster.agent._source._driver
-    assert old_driver is newcomer._source._driver
+    newcomer = await cluster.make_agent(driver=cluster.same_gpus())
     stop = asyncio.Event()
     running = asyncio.create_task(newcomer.run(stop))
     await cluster.until(lambda: newcomer.pods.synced and newcomer.board.offers)
