@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import time
 from datetime import UTC, datetime
 from random import Random
 
@@ -149,7 +150,7 @@ class Clock:
 
 @pytest.fixture
 def clock():
-    return Clock(1_800_000_000.0)
+    return Clock(float(int(time.time())))
 
 
 class Impatient(SystemClock):

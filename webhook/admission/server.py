@@ -29,6 +29,8 @@ STOP_GRACE: Final = 5.0
 """Seconds for requests under way when the server stops."""
 _RETRY_ACCEPT: Final = 0.1
 """Seconds to wait where accept fails, as it does without free file descriptors."""
+_ACCEPTED_AT_ONCE: Final = 64
+"""Connections taken in one turn of the loop, so that a flood leaves time for requests."""
 
 _log = logging.getLogger(__name__)
 
@@ -70,8 +72,9 @@ class AdmissionServer:
         self._metrics = metrics
         self._clock = clock
         self._seconds = {path: metrics.seconds.labels(path) for path in handlers}
-        self._sockets: list[socket.socket] = []
-        self._tasks: list[asyncio.Task[None]] = []
+        self._listener: socket.socket | None = None
+        self._retry: asyncio.TimerHandle | None = None
+        self._sweeper: asyncio.Task[None] | None = None
         self._handshakes: set[asyncio.Task[None]] = set()
         self._connections: dict[Connection, None] = {}
         self._empty = asyncio.Event()
@@ -85,12 +88,12 @@ class AdmissionServer:
             OSError: the address is taken or is none of ours.
         """
         family = socket.AF_INET6 if ":" in self.address.host else socket.AF_INET
-        listener = socket.create_server(tuple(self.address), family=family, backlog=BACKLOG)
+        self._listener = listener = socket.create_server(tuple(self.address), family=family, backlog=BACKLOG)
         listener.setblocking(False)
-        self._sockets.append(listener)
         self.address = Address(self.address.host, listener.getsockname()[1])
         self._tick()
-        self._tasks = [asyncio.create_task(self._accept(listener)), asyncio.create_task(self._sweep())]
+        self._listen(listener)
+        self._sweeper = asyncio.create_task(self._sweep())
         return self
 
     async def __aexit__(
@@ -110,12 +113,7 @@ class AdmissionServer:
             grace: seconds for what is under way.
         """
         self.drain()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for listener in self._sockets:
-            listener.close()
-        self._sockets.clear()
+        self._stop_listening()
         for connection in list(self._connections):
             if connection.state == "idle" and connection.served:
                 connection.leave()
@@ -133,6 +131,9 @@ class AdmissionServer:
         for connection in list(self._connections):
             connection.abort()
         await self._empty.wait()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
 
     @property
     def paths(self) -> Mapping[str, Handler]:
@@ -176,15 +177,37 @@ class AdmissionServer:
         if not self._connections:
             self._empty.set()
 
-    async def _accept(self, listener: socket.socket) -> None:
+    def _listen(self, listener: socket.socket) -> None:
+        # Not by `loop.sock_accept`: cancelled at the wrong moment, it loses a connection that the client believes to have.
+        asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+
+    def _stop_listening(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is None:
+            return
         loop = asyncio.get_running_loop()
-        while True:
+        loop.remove_reader(listener)
+        # Whoever waits in the queue has connected already; closing the listener under them would reset them.
+        self._accept(listener, most=BACKLOG)
+        loop.remove_reader(listener)
+        if self._retry is not None:
+            self._retry.cancel()
+        listener.close()
+
+    def _accept(self, listener: socket.socket, most: int = _ACCEPTED_AT_ONCE) -> None:
+        """Take what waits in the listener's queue."""
+        loop = asyncio.get_running_loop()
+        for _ in range(most):
             try:
-                accepted, _ = await loop.sock_accept(listener)
+                accepted, _ = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
             except OSError as error:
                 _log.warning("no connection can be accepted: %s", error)
-                await self._clock.sleep(_RETRY_ACCEPT)
-                continue
+                loop.remove_reader(listener)
+                self._retry = loop.call_later(_RETRY_ACCEPT, self._listen, listener)
+                return
+            accepted.setblocking(False)
             if len(self._connections) + len(self._handshakes) >= self.limits.connections and not self._make_room():
                 accepted.close()
                 self._metrics.dropped.labels("full").inc()
