@@ -339,3 +339,25 @@ async def test_stopping_does_not_wait_for_ever(serve, raw):
         await server.stop(grace=0.05)
         assert not server._connections
         await read_end(reader)
+
+
+async def test_every_address_of_both_families(pair, metrics, raw):
+    context = _context()
+    _load(context, pair, "test")
+    server = AdmissionServer(
+        Address("::", 0), context=context, handlers={"/mutate": echo}, metrics=metrics, clock=SystemClock()
+    )
+    async with server:
+        for host in ("127.0.0.1", "::1"):
+            server.address = Address(host, server.address.port)
+            async with raw(server) as (reader, writer):
+                writer.write(post())
+                assert (await read_answer(reader))[0] == 200
+
+
+async def test_an_address_that_is_taken_is_an_error(serve, metrics):
+    async with serve() as server:
+        other = AdmissionServer(server.address, context=_context(), handlers={}, metrics=metrics, clock=SystemClock())
+        with pytest.raises(OSError, match=r"in use"):
+            async with other:
+                pass

@@ -88,7 +88,11 @@ class AdmissionServer:
             OSError: the address is taken or is none of ours.
         """
         family = socket.AF_INET6 if ":" in self.address.host else socket.AF_INET
-        self._listener = listener = socket.create_server(tuple(self.address), family=family, backlog=BACKLOG)
+        # "[::]" means every address of both families, as it does for Go's servers beside us.
+        both = self.address.host == "::" and socket.has_dualstack_ipv6()
+        self._listener = listener = socket.create_server(
+            tuple(self.address), family=family, backlog=BACKLOG, dualstack_ipv6=both
+        )
         listener.setblocking(False)
         self.address = Address(self.address.host, listener.getsockname()[1])
         self._tick()
