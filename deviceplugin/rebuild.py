@@ -8,7 +8,7 @@ the file says: what it recorded is what the container has.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final
@@ -72,12 +72,14 @@ class Rebuild:
                 found[grant.owner] = msgspec.structs.replace(known, planned=known.planned or grant.planned)
             elif not grant.uid.startswith(UNKNOWN) and self._still_holds(grant, witnesses):
                 found[grant.owner] = grant
-        return sorted(found.values(), key=lambda grant: (grant.uid, not grant.init))
+        named = _named(found.values(), witnesses.listing)
+        return sorted(named, key=lambda grant: (grant.uid, not grant.init))
 
     def _add(self, found: dict[Owner, Grant], grant: Grant) -> None:
         known = found.get(grant.owner)
         if known is not None:
-            grant = msgspec.structs.replace(known, devices=known.devices | grant.devices)
+            told = known if known.name else grant
+            grant = msgspec.structs.replace(told, devices=known.devices | grant.devices)
         found[grant.owner] = grant
 
     def _recorded(self, witnesses: Witnesses) -> Iterator[Grant]:
@@ -163,3 +165,15 @@ def _ours(ids: Iterable[str]) -> bool:
         _log.warning("an entry of the kubelet is passed over: %s", error)
         return False
     return True
+
+
+def _named(grants: Collection[Grant], listing: Listing | None) -> Iterator[Grant]:
+    """Name what only the checkpoint has: a container of a listed pod that isn't listed itself is a plain init container."""
+    known = {grant.uid: (grant.namespace, grant.name) for grant in grants if grant.name}
+    for grant in grants:
+        key = known.get(grant.uid)
+        if grant.name or key is None:
+            yield grant
+            continue
+        unlisted = listing is not None and key in listing and listing.container(key, grant.container) is None
+        yield msgspec.structs.replace(grant, namespace=key[0], name=key[1], init=grant.init or unlisted)
