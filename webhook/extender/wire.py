@@ -66,8 +66,8 @@ class FilterArgs(msgspec.Struct, frozen=True):
     nodes: dict[str, msgspec.Raw] | None = None
 
 
-class FilterResult(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """ExtenderFilterResult; a map that is left out is Go's nil map."""
+class FilterResult(msgspec.Struct, kw_only=True):
+    """ExtenderFilterResult, every field of it, as Go would write them."""
 
     NodeNames: msgspec.Raw | list[str] | None = None
     Nodes: dict[str, list[msgspec.Raw]] | None = None
