@@ -216,9 +216,10 @@ def test_without_the_api_names_come_from_the_list_and_uids_from_the_checkpoint(r
     entries = [Entry("u", "warm", UNITS, ids(range(10))), Entry("u", "main", UNITS, ids(range(8)))]
     found = rebuild.grants(witnesses(lister, entries=entries))
     # What isn't listed of a listed pod is a plain init container.
-    assert [
-        (grant.uid, grant.namespace, grant.name, grant.container, grant.init) for grant in found
-    ] == [("u", "default", "p", "warm", True), ("u", "default", "p", "main", False)]
+    assert [(grant.uid, grant.namespace, grant.name, grant.container, grant.init) for grant in found] == [
+        ("u", "default", "p", "warm", True),
+        ("u", "default", "p", "main", False),
+    ]
 
 
 def test_without_api_and_checkpoint_the_pod_is_named_and_not_yet_told(rebuild, lister, pods):
