@@ -166,6 +166,14 @@ class Cluster(AbstractContextManager["Cluster"]):
         self.processes.start(SCHEDULER, components.scheduler(self.settings, self.binaries, extenders))
         self.processes.ready(SCHEDULER, Api(self._url(10259), ca_file=None, token="").healthy)
 
+    def start_node(self) -> None:
+        """Start the kubelet and the scheduler if they don't run, and wait until the node is Ready."""
+        if not self.processes.alive(SCHEDULER):
+            self.run_scheduler(*self.settings.extenders)
+        if not self.processes.alive(KUBELET):
+            self.processes.start(KUBELET, components.kubelet(self.settings, self.binaries))
+        self.processes.ready(KUBELET, lambda: self._kubelet_serves() and self._node_ready(), seconds=60)
+
     def restart_kubelet(self, *, between: Callable[[], None] | None = None) -> None:
         """End the kubelet, do something, and start it again; return when it serves."""
         self.processes.stop(KUBELET)
@@ -175,11 +183,11 @@ class Cluster(AbstractContextManager["Cluster"]):
         self.processes.ready(KUBELET, self._kubelet_serves)
 
     def restart_api_server(self, *, between: Callable[[], None] | None = None) -> None:
-        """End the API server, do something, and start it again; return when it is ready."""
-        self.processes.stop(API_SERVER)
+        """Kill the API server, do something, and start it again; return when it is ready."""
+        self.processes.kill(API_SERVER)
         if between is not None:
             between()
-        self.processes.again(API_SERVER)
+        self.processes.start(API_SERVER, components.apiserver(self.settings, self.binaries))
         self.processes.ready(API_SERVER, self.api.healthy)
 
     def ctr(self, *arguments: str) -> str:
@@ -221,7 +229,7 @@ class Cluster(AbstractContextManager["Cluster"]):
         self.__dict__.pop("api", None)
 
     def _start_api_server(self) -> None:
-        self.processes.start(ETCD, components.etcd(self.settings))
+        self.processes.start(ETCD, components.etcd(self.settings, self.binaries))
         self.processes.start(API_SERVER, components.apiserver(self.settings, self.binaries))
         self.processes.ready(API_SERVER, self.api.healthy)
 
@@ -267,7 +275,8 @@ class Cluster(AbstractContextManager["Cluster"]):
     def _undo(self) -> None:
         """Take away what the record says, each step whether or not it was reached."""
         strangers = [name for name in self.processes.names() if name not in COMPONENTS]
-        self.processes.stop(*strangers)
+        # They would serve on for a while, for clients that end together with them here.
+        self.processes.stop(*strangers, seconds=1)
         if PROXY in self.processes.names():
             self.processes.stop(PROXY)
             subprocess.run(components.proxy_cleanup(self.settings, self.binaries), capture_output=True, check=False)

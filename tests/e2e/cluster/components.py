@@ -39,11 +39,11 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.snapshotter.
 """
 
 
-def etcd(settings: Settings) -> list[str]:
+def etcd(settings: Settings, binaries: Path) -> list[str]:
     """Return etcd's command: one member, on memory."""
     client, peer = f"http://{settings.address}:{ETCD_PORT}", f"http://{settings.address}:{ETCD_PORT + 1}"
     return [
-        "etcd",
+        f"{binaries}/etcd",
         "--name=e2e",
         f"--data-dir={settings.etcd_data}/data",
         f"--listen-client-urls={client}",

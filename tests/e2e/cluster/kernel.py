@@ -144,7 +144,7 @@ def cgroup_processes(name: str) -> list[Started]:
             pids.update(int(each) for each in (folder / "cgroup.procs").read_text().split())
         except OSError:
             continue
-    return [Started(pid=pid, start=start, command=[]) for pid in pids if (start := start_time(pid)) is not None]
+    return [Started(pid=pid, start=start) for pid in pids if (start := start_time(pid)) is not None]
 
 
 def remove_cgroups(record: Record) -> None:

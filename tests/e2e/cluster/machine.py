@@ -21,7 +21,6 @@ NEEDED = {
     "/usr/bin/containerd": "containerd",
     "/usr/sbin/runc": "runc",
     f"{CNI_PLUGINS}/bridge": "containernetworking-plugins",
-    "/usr/bin/etcd": "etcd-server",
     "/usr/sbin/nft": "nftables",
     "/usr/bin/nsenter": "util-linux",
     "/usr/sbin/ip": "iproute2",

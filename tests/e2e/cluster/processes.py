@@ -63,7 +63,6 @@ class Processes:
         if before is not None and alive(before):
             raise ClusterError(f"{name} runs already (process {before.pid})")
         argv = [str(each) for each in command]
-        extra = dict(environment or {})
         self._logs.mkdir(parents=True, exist_ok=True)
         log = self.log(name)
         with log.open("a") as file:
@@ -72,7 +71,7 @@ class Processes:
             pid = os.posix_spawnp(
                 argv[0],
                 argv,
-                {**os.environ, **extra, MARKER: self._record.marker},
+                {**os.environ, **(environment or {}), MARKER: self._record.marker},
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                     (os.POSIX_SPAWN_DUP2, file.fileno(), 1),
@@ -80,7 +79,7 @@ class Processes:
                 ],
                 setsid=True,
             )
-        started = Started(pid=pid, start=start_time(pid) or 0, command=argv, environment=extra)
+        started = Started(pid=pid, start=start_time(pid) or 0, command=argv)
         self._record.processes[name] = started
         self._record.save()
         return started
@@ -146,11 +145,6 @@ class Processes:
         self.send(name, signal.SIGKILL)
         if name in self._record.processes:
             ended(self._record.processes[name], 5)
-
-    def again(self, name: str) -> Started:
-        """Start a process that has ended with the command it had."""
-        before = self._record.processes[name]
-        return self.start(name, before.command, before.environment)
 
     def names(self) -> list[str]:
         """Return the names of what was started and not stopped."""
@@ -228,5 +222,5 @@ def marked(marker: str) -> list[Started]:
             continue
         start = start_time(int(entry.name))
         if wanted in environment and start is not None:
-            found.append(Started(pid=int(entry.name), start=start, command=[]))
+            found.append(Started(pid=int(entry.name), start=start))
     return found

@@ -19,14 +19,12 @@ class Started:
     Attributes:
         pid: process number.
         start: start time in clock ticks since boot, as in /proc/PID/stat.
-        command: program and arguments, from which it can be started again.
-        environment: what was added to the environment.
+        command: program and arguments, for whoever reads the record.
     """
 
     pid: int
     start: int
-    command: list[str]
-    environment: dict[str, str] = field(default_factory=dict)
+    command: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -65,8 +63,12 @@ class Record:
             found = json.loads(path.read_text())
         except FileNotFoundError:
             return None
-        found["processes"] = {name: Started(**each) for name, each in found["processes"].items()}
-        record = cls(path=path, **found)
+        # Another version of this program may have written it.
+        record = cls(path=path, **{key: value for key, value in found.items() if key in cls.__dataclass_fields__})
+        record.processes = {
+            name: Started(pid=each["pid"], start=each["start"], command=each.get("command", []))
+            for name, each in found["processes"].items()
+        }
         if record.boot != boot_id():
             record = cls(path=path, boot=boot_id(), marker=record.marker, folders=record.folders)
         return record

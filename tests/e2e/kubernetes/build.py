@@ -1,8 +1,9 @@
-"""Builds kube-apiserver, kube-scheduler, kube-controller-manager, kubelet, kube-proxy and kubectl from Go modules.
+"""Builds kube-apiserver, kube-scheduler, kube-controller-manager, kubelet, kube-proxy, kubectl and etcd from Go modules.
 
 `go install` can't: k8s.io/kubernetes requires its staging modules at v0.0.0. So a small module is made beside the cache,
-with that go.mod's requirements and a replacement for each staging module. Binaries are kept outside the repository, by
-version; a second call finds them and does nothing.
+with that go.mod's requirements and a replacement for each staging module. etcd comes from the same requirements: Debian's
+is too old for the API server to stream lists (RequestWatchProgress), which a production cluster does. Binaries are kept
+outside the repository, by version; a second call finds them and does nothing.
 
     python tests/e2e/kubernetes/build.py [FOLDER]     prints the folder that holds the binaries
 """
@@ -18,7 +19,9 @@ import time
 from pathlib import Path
 
 VERSION = "1.34.4"
-PROGRAMS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl")
+KUBERNETES = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl")
+ETCD = "etcd"
+PROGRAMS = (*KUBERNETES, ETCD)
 
 
 def main() -> int:
@@ -28,7 +31,7 @@ def main() -> int:
     if missing:
         began = time.monotonic()
         sys.stderr.write(f"building Kubernetes {VERSION} ({', '.join(missing)}): about five minutes on two cores\n")
-        build(folder)
+        build(folder, missing)
         sys.stderr.write(f"built in {time.monotonic() - began:.0f} s\n")
     sys.stdout.write(f"{folder}\n")
     return 0
@@ -40,8 +43,8 @@ def default_folder() -> Path:
     return Path(cache) / "tessera" / f"kubernetes-{VERSION}"
 
 
-def build(folder: Path) -> None:
-    """Build every program into a folder, all or none."""
+def build(folder: Path, names: list[str]) -> None:
+    """Build programs into a folder, all or none."""
     minor = VERSION.split(".")[1]
     with tempfile.TemporaryDirectory(prefix="tessera-kubernetes-") as scratch:
         module = Path(scratch)
@@ -58,11 +61,17 @@ def build(folder: Path) -> None:
                 "gitTreeState": "clean",
             }.items()
         )
-        packages = [f"k8s.io/kubernetes/cmd/{name}" for name in PROGRAMS]
-        command = ["go", "build", "-mod=mod", "-trimpath", "-ldflags", f"-s -w {flags}", "-o", f"{out}/", *packages]
-        subprocess.run(command, cwd=module, env={**os.environ, "CGO_ENABLED": "0"}, check=True)
+        build_one = ["go", "build", "-mod=mod", "-trimpath", "-ldflags", f"-s -w {flags}", "-o"]
+        commands = []
+        # One call for all of Kubernetes: what they share is compiled and looked at once.
+        if packages := [f"k8s.io/kubernetes/cmd/{name}" for name in KUBERNETES if name in names]:
+            commands.append([*build_one, f"{out}/", *packages])
+        if ETCD in names:
+            commands.append([*build_one, f"{out}/{ETCD}", "go.etcd.io/etcd/server/v3"])
+        for command in commands:
+            subprocess.run(command, cwd=module, env={**os.environ, "CGO_ENABLED": "0"}, check=True)
         folder.mkdir(parents=True, exist_ok=True)
-        for name in PROGRAMS:
+        for name in names:
             partial = folder / f".{name}.partial"
             partial.write_bytes((out / name).read_bytes())
             partial.chmod(0o755)

@@ -14,6 +14,7 @@ from cluster.api import plain
 from cluster.pki import write_kubeconfig
 from cluster.processes import until
 
+from product import truth
 from tessera.testing.nvml import FakeGpu, FakeNvml
 
 NAMESPACE = "tessera-system"
@@ -43,7 +44,8 @@ class Product:
 
     def install(self) -> None:
         """Make accounts, rights, configuration and the fake GPUs; what an earlier call started is stopped."""
-        self.cluster.processes.stop(WEBHOOK, EXTENDER, NODE, seconds=20)
+        for name in (WEBHOOK, EXTENDER, NODE):
+            self.cluster.processes.kill(name)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         self.cluster.kubectl("apply", "-f", str(RBAC))
@@ -92,8 +94,9 @@ class Product:
         self._start(NODE, flags, environment)
 
     def wait_serving(self, seconds: float = 30) -> None:
-        """Wait until the agent is ready and the Node shows its tickets."""
+        """Wait until the agent is ready, the kubelet has its devices, and the Node shows them."""
         self.ready(NODE)
+        until("the kubelet has the agent's devices", self._kubelet_has_devices, seconds=seconds)
         path = f"/api/v1/nodes/{self.cluster.settings.node}"
 
         def serves(node: dict[str, Any]) -> bool:
@@ -141,6 +144,9 @@ class Product:
         }
         status, body = self.cluster.api.raw("POST", "/api/v1/namespaces/default/pods", pod, dryRun="All")
         return status < 300 and PERCENT in json.loads(body)["spec"]["containers"][0]["resources"]["limits"]
+
+    def _kubelet_has_devices(self) -> bool:
+        return {UNITS, PERCENT, COMPUTE} <= set(truth.allocatable(self.cluster))
 
     def _kubeconfig(self, name: str) -> Path:
         return self.folder / f"{name}.kubeconfig"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,7 @@ def processes_of(cluster: Cluster, container_id: str) -> set[int]:
 def pod_resources(cluster: Cluster) -> dict[str, dict[str, dict[str, list[str]]]]:
     """Return pod -> container -> resource -> device IDs, from the kubelet's PodResources; pods with devices only."""
     found: dict[str, dict[str, dict[str, list[str]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    with grpc.insecure_channel(f"unix:{cluster.settings.kubelet_dir}/pod-resources/kubelet.sock") as channel:
-        lister = PodResourcesListerStub(channel)
+    with _lister(cluster) as lister:
         for pod in lister.List(wire.ListPodResourcesRequest(), timeout=5, wait_for_ready=True).pod_resources:
             for container in pod.containers:
                 for device in container.devices:
@@ -78,9 +78,24 @@ def pod_resources(cluster: Cluster) -> dict[str, dict[str, dict[str, list[str]]]
     return json.loads(json.dumps(found))  # type: ignore[no-any-return]
 
 
+def allocatable(cluster: Cluster) -> dict[str, int]:
+    """Return how many healthy devices of each resource the kubelet has now, given away or not."""
+    counts: dict[str, int] = defaultdict(int)
+    with _lister(cluster) as lister:
+        for entry in lister.GetAllocatableResources(wire.AllocatableResourcesRequest(), timeout=5).devices:
+            counts[entry.resource_name] += len(entry.device_ids)
+    return dict(counts)
+
+
 def gpus_of(ids: Mapping[str, list[str]]) -> set[str]:
     """Return the GPUs that a container's device IDs lie on."""
     return {each.partition("-")[0] for of_resource in ids.values() for each in of_resource}
+
+
+@contextmanager
+def _lister(cluster: Cluster) -> Iterator[PodResourcesListerStub]:
+    with grpc.insecure_channel(f"unix:{cluster.settings.kubelet_dir}/pod-resources/kubelet.sock") as channel:
+        yield PodResourcesListerStub(channel)  # type: ignore[no-untyped-call]
 
 
 def _variables(lines: list[str]) -> dict[str, str]:
