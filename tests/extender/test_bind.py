@@ -111,7 +111,9 @@ async def test_concurrent_binds_never_take_one_slot_twice(rig):
     assert sum(error == "" for error in errors) == 12
     assert held(rig) == {1: 60, 2: 60}
     gpus = [
-        rig.plan(made["metadata"]["name"])["containers"]["main"][0]["gpu"] for made, e in zip(pods, errors) if not e
+        rig.plan(made["metadata"]["name"])["containers"]["main"][0]["gpu"]
+        for made, e in zip(pods, errors, strict=True)
+        if not e
     ]
     assert sorted(gpus) == [f"{1:012x}"] * 6 + [f"{2:012x}"] * 6
 
@@ -229,11 +231,11 @@ async def test_what_can_not_be_found_out_stays_reserved_until_it_can(rig, clock)
     rig.server.faults.remove(lost)
     assert await rig.schedule(other) == "n1"
     assert held(rig) == {1: 40, 2: 40}
-    await pass_until(rig, clock, lambda: held(rig) == {1: 0, 2: 40})
+    await pass_until(clock, lambda: held(rig) == {1: 0, 2: 40})
     assert clock.now - 1000 >= 60
 
 
-async def pass_until(rig, clock, condition):
+async def pass_until(clock, condition):
     """Let the clock run, two seconds at a time, with room for what it wakes to reach the server."""
 
     async def turn():
@@ -259,6 +261,25 @@ async def test_trying_again_in_doubt_writes_the_same_plan(rig, clock):
     assert held(rig) == {1: 16, 2: 0}
     await clock.advance(100, step=2)
     await rig.caught_up()
+    assert held(rig) == {1: 16, 2: 0}
+
+
+@pytest.mark.usefixtures("one_node")
+async def test_a_second_write_keeps_the_reservation_however_long_ago_the_first_was(rig, clock):
+    made = rig.put_pod("p", units=16)
+    await rig.caught_up()
+    rig.server.faults.add(BIND, Cut.BEFORE, times=2)
+    assert "not known yet" in await rig.bind(made, "n1")
+    hold = Hold()
+    rig.server.faults.add(BIND, hold)
+    again = asyncio.create_task(rig.bind(made, "n1"))
+    await rig.soon(hold.arrived.wait())
+    for _ in range(100):
+        await clock.advance(2)
+        await asyncio.sleep(0.001)
+    assert held(rig) == {1: 16, 2: 0}
+    hold.release()
+    assert await again == ""
     assert held(rig) == {1: 16, 2: 0}
 
 

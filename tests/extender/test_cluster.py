@@ -197,7 +197,7 @@ async def test_a_node_that_can_not_be_read_still_holds_its_pods(rig, one_node):
 
 
 @pytest.mark.usefixtures("one_node")
-async def test_an_extender_that_starts_anew_knows_the_same(rig, new_rig, clock):
+async def test_an_extender_that_starts_anew_knows_the_same(rig, new_rig):
     await bound(rig)
     await bound(rig, "q", units=3, annotations={})
     again = await new_rig()

@@ -88,6 +88,7 @@ class Client:
         self.server, self.rng, self.session = server, rng, session
         self.url = ""
         self.done = 0
+        self.first = asyncio.Event()
 
     async def post(self, path, body):
         async with self.session.post(self.url + path, data=json.dumps(body)) as answer:
@@ -104,6 +105,7 @@ class Client:
             answers = await asyncio.gather(*(self.post("/bind", body) for _ in range(rng.choice([1, 1, 1, 3]))))
             if any(not answer["Error"] for answer in answers):
                 self.done += 1
+                self.first.set()
                 there = self.server.get("pods", meta["name"], "default")
                 assert there is None or there["spec"].get("nodeName") == chosen, "a success that is none"
         except (aiohttp.ClientError, ConnectionError):
@@ -138,8 +140,7 @@ async def test_nothing_is_given_twice_whatever_happens(new_rig, server, pod, nod
             waiting = [p for p in server.objects("pods") if not p["spec"].get("nodeName")]
             work = [asyncio.create_task(client.try_one(each, nodes)) for each in (*pods, *waiting)]
             if turn % 3 == 2:
-                while sum(task.done() for task in work) < 10:
-                    await asyncio.sleep(0)
+                await rig.until(lambda work=work: sum(task.done() for task in work) >= 10)
                 await kill(rig)
                 rig = await new_rig()
                 client.url = rig.url
@@ -231,9 +232,7 @@ async def test_the_program_is_killed_and_goes_on(program, server, pod, node):
         await ready(session, client.url)
         first = [server.put("pods", pod(f"a{n}", **rng.choice(SHAPES))) for n in range(40)]
         work = [asyncio.create_task(client.try_one(each, nodes)) for each in first]
-        async with asyncio.timeout(10):
-            while not client.done:
-                await asyncio.sleep(0.001)
+        await client.first.wait()
         process.send_signal(signal.SIGKILL)
         await asyncio.gather(*work)
         judge(server)

@@ -65,7 +65,7 @@ async def test_nobody_is_woken_where_nobody_waits(waking, clock, pod):
     assert wakes(waking) is None
 
 
-async def test_who_found_a_node_waits_no_longer(waking, clock, pod):
+async def test_who_found_a_node_waits_no_longer(waking, clock):
     made = waking.put_pod("waits", units=32)
     waking.put_node("n2", 8)
     await waking.caught_up()
