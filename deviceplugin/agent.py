@@ -8,6 +8,7 @@ waits for the API server longer than `SYNC_WITHIN`: an edge node that is cut off
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
@@ -222,6 +223,13 @@ class Agent:
             TakeoverError: the node's lock can't be used.
         """
         os.makedirs(self._places.state, mode=0o700, exist_ok=True)
+        try:
+            await self._run(stop)
+        except BaseExceptionGroup as group:
+            # What ended one part ends all; people are told of that one and not of a group.
+            raise _first(group) from group
+
+    async def _run(self, stop: asyncio.Event) -> None:
         async with AsyncExitStack() as stack, asyncio.TaskGroup() as background:
             await stack.enter_async_context(self._lister)
             tasks = [background.create_task(self._source.run())]
@@ -250,12 +258,16 @@ class Agent:
         finally:
             stopping.cancel()
             work.cancel()
+            await asyncio.wait([work])
 
     async def _serve(self, background: asyncio.TaskGroup, tasks: list[asyncio.Task[None]], stop: asyncio.Event) -> None:
         await self._warm_up()
         async with self._lock:
             await self._restore()
             self.registrar.clean()
+            # What is here now stays; a full collection over it would stop an answer for some 20 ms now and then.
+            gc.collect()
+            gc.freeze()
             self.board.subscribe(self._changed)
             self.board.ledger.subscribe(self._changed)
             self.pods.subscribe(lambda _, __: self._publish())
@@ -263,13 +275,17 @@ class Agent:
             self._serving = True
             registering = background.create_task(self.registrar.run())
             works = [self._file.run(), self._settler.run(), self._rivals.run(), self.gpus.run()]
-            tasks += [registering, *(background.create_task(work) for work in works)]
+            tasks += [background.create_task(work) for work in works]
+            last = [registering]
             if self._publisher is not None:
-                tasks.append(background.create_task(self._publisher.run()))
+                last.append(background.create_task(self._publisher.run()))
             await stop.wait()
             await self._drain()
-            registering.cancel()
-            await asyncio.wait([registering])
+            # The file first: from the end of our streams to the newcomer's the kubelet has nothing to give.
+            await self._file.flush()
+            for task in last:
+                task.cancel()
+            await asyncio.wait(last)
             self._serving = False
             await self._file.flush()
 
@@ -394,6 +410,13 @@ def _pod_cache(client: ApiClient | None, node: str, *, clock: Clock, rng: Random
     if client is None:
         return None
     return WatchCache(client, PODS, DECODER, clock=clock, rng=rng, fields=f"spec.nodeName={node}")
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found
 
 
 async def _wait(event: asyncio.Event) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from deviceplugin.board import Board
@@ -20,7 +21,7 @@ from deviceplugin.identity import Caller
 from deviceplugin.ledger import Owner
 from tessera.model.config import Placement
 from tessera.model.errors import AnnotationError, RequestError
-from tessera.model.plan import PlannedSlice
+from tessera.model.plan import Plan, PlannedSlice
 from tessera.model.plan import decode as decode_plan
 from tessera.model.request import ContainerRequest
 from tessera.model.tickets import Ask, asks
@@ -78,7 +79,7 @@ class Placing:
         if text is None:
             return None
         try:
-            plan = decode_plan(text)
+            plan = _plan(text)
         except AnnotationError as error:
             _log.warning("%s: %s", caller, error)
             return None
@@ -284,6 +285,12 @@ class Placing:
         raise RefusedError(
             f"a pod asks for {size} of {resource}; no GPU of this node has room, the emptiest has {best}"
         )
+
+
+@lru_cache(maxsize=MOST_REMEMBERED)
+def _plan(text: str) -> Plan:
+    """Read a plan; every pod's is looked at again whenever drift is computed."""
+    return decode_plan(text)
 
 
 def pick(target: Target, size: int, offered: Offered, must: Sequence[str]) -> list[str]:
