@@ -109,37 +109,43 @@ class Scores:
 
 
 def _judge(row: ShapeRow, columns: Columns, rows: IntArray) -> None:
-    """Judge these nodes anew."""
+    """Judge these nodes anew: first where the shape fits and how well, then, for the others only, why not."""
     shape = row.shape
-    firm = View(columns, rows, soft=False)
-    verdict = _Verdict(rows, columns.closed[rows], cordoned=shape.cordoned)
     masks = _masks(shape, columns, rows)
-    if shape.slices:
-        _judge_slices(verdict, shape, firm, masks)
-    _judge_instances(verdict, shape, columns, masks)
-    fits = verdict.code == 0
-    row.code[rows], row.need[rows], row.have[rows] = verdict.code, verdict.need, verdict.have
-    row.profile[rows] = verdict.profile
-    score, _ = _score(shape, firm, masks)
-    row.softly[rows], row.score[rows] = fits, score
-    soft = np.flatnonzero(columns.has_soft[rows])
+    score, room = _score(shape, View(columns, rows, soft=False), masks)
+    for profile, need in shape.instances.items():
+        room &= _free_instances(columns, profile, rows, masks) >= need
+    closed = columns.closed[rows]
+    if shape.cordoned:
+        closed = np.where(closed == Reason.CORDONED.code, 0, closed)
+    fits = room & (closed == 0)
+    row.code[rows], row.softly[rows], row.score[rows] = 0, fits, score
+    others = np.flatnonzero(~fits)
+    if len(others):
+        _explain(row, columns, rows[others], _Verdict(closed[others]), masks.at(others))
+    soft = np.flatnonzero(columns.has_soft[rows] & fits)
     if len(soft):
         part = rows[soft]
-        beside = View(columns, part, soft=True)
-        found = _Masks(*(mask[soft] for mask in masks.all))
-        score, room = _score(shape, beside, found)
-        row.softly[part] = fits[soft] & room
+        score, room = _score(shape, View(columns, part, soft=True), masks.at(soft))
+        row.softly[part] = room
         row.score[part] = np.where(room, score, row.score[part])
+
+
+def _explain(row: ShapeRow, columns: Columns, rows: IntArray, verdict: _Verdict, masks: _Masks) -> None:
+    """The first reason against each of these nodes, in the order of `fit.judge`."""
+    shape = row.shape
+    if shape.slices:
+        _explain_slices(verdict, shape, View(columns, rows, soft=False), masks)
+    _explain_instances(verdict, shape, columns, rows, masks)
+    row.code[rows], row.need[rows], row.have[rows] = verdict.code, verdict.need, verdict.have
+    row.profile[rows] = verdict.profile
 
 
 class _Verdict:
     """The first reason against each node."""
 
-    def __init__(self, rows: IntArray, closed: IntArray, *, cordoned: bool) -> None:
-        self.rows = rows
+    def __init__(self, closed: IntArray) -> None:
         self.code = closed.copy()
-        if cordoned:
-            self.code[self.code == Reason.CORDONED.code] = 0
         self.need = np.zeros_like(closed)
         self.have = np.zeros_like(closed)
         self.profile = np.zeros_like(closed)
@@ -171,9 +177,9 @@ class _Masks:
         self.firm = firm
         self.healthy = healthy
 
-    @property
-    def all(self) -> tuple[BoolArray, BoolArray, BoolArray, BoolArray, BoolArray]:
-        return self.sliceable, self.uuid, self.model, self.firm, self.healthy
+    def at(self, places: IntArray) -> _Masks:
+        """The masks of some of the rows."""
+        return _Masks(*(mask[places] for mask in (self.sliceable, self.uuid, self.model, self.firm, self.healthy)))
 
     @property
     def wished(self) -> BoolArray:
@@ -202,7 +208,7 @@ def _ident(uuid: str) -> int:
         return 0
 
 
-def _judge_slices(verdict: _Verdict, shape: Shape, view: View, masks: _Masks) -> None:
+def _explain_slices(verdict: _Verdict, shape: Shape, view: View, masks: _Masks) -> None:
     pool = masks.sliceable
     verdict.refuse(~_any(pool), Reason.NO_GPU)
     for mask, reason in (
@@ -228,12 +234,12 @@ def _judge_slices(verdict: _Verdict, shape: Shape, view: View, masks: _Masks) ->
     pool = pool & masks.healthy
     verdict.refuse(_count(pool) < most, Reason.SICK, most, _count(pool))
     for part in slices:
-        _judge_part(verdict, shape, part, view, pool)
+        _explain_part(verdict, shape, part, view, pool)
     if total is not None:
         verdict.refuse(~_any(pool & view.room(total)), Reason.TOGETHER)
 
 
-def _judge_part(verdict: _Verdict, shape: Shape, part: Part, view: View, pool: BoolArray) -> None:
+def _explain_part(verdict: _Verdict, shape: Shape, part: Part, view: View, pool: BoolArray) -> None:
     request = part.request
     room = _count(pool & view.room(Pieces.of(shape, part, view.capacity)))
     short = room < request.gpus
@@ -255,16 +261,18 @@ def _judge_part(verdict: _Verdict, shape: Shape, part: Part, view: View, pool: B
     verdict.refuse(short, Reason.BOTH)
 
 
-def _judge_instances(verdict: _Verdict, shape: Shape, columns: Columns, masks: _Masks) -> None:
-    rows = verdict.rows
+def _explain_instances(verdict: _Verdict, shape: Shape, columns: Columns, rows: IntArray, masks: _Masks) -> None:
     for index, (profile, need) in enumerate(sorted(shape.instances.items())):
-        if profile not in columns.mig_there:
-            verdict.refuse(np.ones(len(rows), np.bool_), Reason.NO_MIG, need, 0, index)
-            return
-        there = np.where(masks.wished, columns.mig_there[profile][rows], 0).sum(axis=1)
+        counts = columns.mig_there.get(profile)
+        there = _count(np.where(masks.wished, counts[rows], 0)) if counts is not None else np.zeros_like(rows)
         verdict.refuse(there < need, Reason.NO_MIG, need, there, index)
-        free = np.where(masks.wished, columns.mig_free[profile][rows], 0).sum(axis=1)
+        free = _free_instances(columns, profile, rows, masks)
         verdict.refuse(free < need, Reason.MIG_TAKEN, need, free, index)
+
+
+def _free_instances(columns: Columns, profile: str, rows: IntArray, masks: _Masks) -> IntArray:
+    counts = columns.mig_free.get(profile)
+    return _count(np.where(masks.wished, counts[rows], 0)) if counts is not None else np.zeros_like(rows)
 
 
 def _score(shape: Shape, view: View, masks: _Masks) -> tuple[IntArray, BoolArray]:
@@ -292,8 +300,8 @@ def _cheapest(piece: Pieces, count: int, view: View, pool: BoolArray, by: Policy
     return np.asarray(np.sort(costs, axis=1)[:, :count].sum(axis=1), np.int64), enough
 
 
-def _count(mask: BoolArray) -> IntArray:
-    return np.asarray(mask.sum(axis=1), np.int64)
+def _count(counts: BoolArray | IntArray) -> IntArray:
+    return np.asarray(counts.sum(axis=1), np.int64)
 
 
 def _any(mask: BoolArray) -> BoolArray:
