@@ -17,14 +17,12 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final, Literal
 
-import msgspec
 from prometheus_client import CollectorRegistry
 
-from deviceplugin import checkpoint, ledgerfile
+from deviceplugin import checkpoint
 from deviceplugin.allocator import Allocator
 from deviceplugin.board import Board
 from deviceplugin.drift import drift
-from deviceplugin.errors import KubeletError, LedgerFileError
 from deviceplugin.gpus import GpuSide
 from deviceplugin.identity import Identity
 from deviceplugin.isolation.environment import Environment
@@ -39,8 +37,8 @@ from deviceplugin.pods import DECODER, NodePods, PodsEndpoint, uid_of
 from deviceplugin.prestart import PreStart
 from deviceplugin.processes import ProcessMap
 from deviceplugin.publish import Publisher, metadata
-from deviceplugin.rebuild import Rebuild, Witnesses
-from deviceplugin.registration import Registrar, stamp
+from deviceplugin.rebuild import Rebuild, gather
+from deviceplugin.registration import Registrar
 from deviceplugin.rivals import Rivals
 from deviceplugin.server import TicketServer
 from deviceplugin.settle import Settler
@@ -53,15 +51,13 @@ from tessera.kube.events import EventRecorder
 from tessera.kube.resources import PODS
 from tessera.kube.watch import WatchCache
 from tessera.model.config import Config
-from tessera.model.inventory import VERSION, Inventory
 from tessera.model.pod import Pod
 
 _log = logging.getLogger(__name__)
 
 SYNC_WITHIN: Final = 3.0
 """Seconds to wait for the API server and for NVML at start."""
-LIST_WITHIN: Final = 0.5
-"""Seconds for the first List: a kubelet that is starting admits pods 0.9 s later, and we have to be registered by then."""
+LEDGER: Final = "ledger.json"
 DRAIN_WITHIN: Final = 10.0
 """Seconds for which a leaving agent serves pods that are planned for it already."""
 _LOOK_EVERY: Final = 0.1
@@ -173,7 +169,7 @@ class Agent:
             clock=clock,
             metrics=self.metrics,
         )
-        self._file = LedgerFile(os.path.join(places.state, "ledger.json"), self.board.ledger, clock=clock)
+        self._file = LedgerFile(os.path.join(places.state, LEDGER), self.board.ledger, clock=clock)
         self._lock = NodeLock(os.path.join(places.state, "lock"), clock=clock)
         self._settler = Settler(
             self.board.ledger,
@@ -308,31 +304,18 @@ class Agent:
 
     async def _restore(self) -> None:
         """Rebuild the ledger of what the file, the kubelet's checkpoint and its List say."""
-        path = os.path.join(self._places.state, "ledger.json")
-        stored = None
-        try:
-            stored = ledgerfile.read(path)
-        except LedgerFileError as error:
-            _log.error("the ledger is rebuilt from the kubelet: %s", error)
-        listing = None
-        try:
-            # A kubelet that isn't there yet is not waited for: its file and ours will do.
-            if stamp(self._places.pod_resources) is not None:
-                async with asyncio.timeout(LIST_WITHIN):
-                    listing = await self._lister.list()
-        except (KubeletError, TimeoutError) as error:
-            _log.warning("the kubelet's list of pods is not known: %s", str(error) or "no answer yet")
-        witnesses = Witnesses(
-            stored=stored,
-            entries=checkpoint.read(self._places.plugins, ours=self.board.names.is_ticket),
-            listing=listing,
-            seen=await self._sightings.look(),
-            blind=not self._sightings.trustworthy,
+        witnesses = await gather(
+            os.path.join(self._places.state, LEDGER),
+            plugins=self._places.plugins,
+            pod_resources=self._places.pod_resources,
+            lister=self._lister,
+            sightings=self._sightings,
+            names=self.board.names,
         )
         rebuild = Rebuild(self.pods, self.identity, self.placing, self.board.names)
         grants = rebuild.grants(witnesses)
         self.board.ledger.load(grants)
-        _log.info("%d containers hold slices (%d by our own file)", len(grants), len(stored or ()))
+        _log.info("%d containers hold slices (%d by our own file)", len(grants), len(witnesses.stored or ()))
 
     def _server(self, resource: str) -> TicketServer:
         return TicketServer(
@@ -361,19 +344,8 @@ class Agent:
 
     def _state(self) -> dict[str, dict[str, str | None]]:
         """What the Node should say now."""
-        elsewhere = self.board.elsewhere
-        gpus = tuple(
-            msgspec.structs.replace(gpu, held=gpu.units) if gpu.id in elsewhere else gpu
-            for gpu in self.board.gpus.values()
-        )
         lingering = self.board.ledger.lingering | self.gpus.monitor.report.lingering
-        inventory = Inventory(
-            v=VERSION,
-            unit=self.board.names.memory_unit,
-            gpus=gpus,
-            state=self._phase,
-            lingering=tuple(sorted(lingering)),
-        )
+        inventory = self.board.inventory(self._phase, lingering)
         return metadata(inventory, drift(self.board, self.pods, self.identity, self.placing), self.board.names)
 
     # Leaving.

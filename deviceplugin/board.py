@@ -6,10 +6,13 @@ Everything that answers the kubelet looks here, so a GPU that turns sick is sick
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Literal
+
+import msgspec
 
 from deviceplugin.devices import Offer, Use, catalogue, healthy
 from deviceplugin.ledger import Ledger
-from tessera.model.inventory import Gpu
+from tessera.model.inventory import VERSION, Gpu, Inventory
 from tessera.model.names import Names
 from tessera.placement.holding import Holding, fits
 
@@ -108,6 +111,20 @@ class Board:
             self.uses(),
             taken=self.ledger.taken(resource),
             barred=self.ledger.barred(resource),
+        )
+
+    def inventory(self, state: Literal["serving", "draining"], lingering: Iterable[str]) -> Inventory:
+        """The node's inventory as it is published; a GPU that another plugin hands out is in foreign use as a whole."""
+        gpus = (
+            msgspec.structs.replace(gpu, held=gpu.units) if gpu.id in self._elsewhere else gpu
+            for gpu in self._gpus.values()
+        )
+        return Inventory(
+            v=VERSION,
+            unit=self.names.memory_unit,
+            gpus=tuple(gpus),
+            state=state,
+            lingering=tuple(sorted(lingering)),
         )
 
     def _tell(self) -> None:

@@ -7,6 +7,7 @@ the file says: what it recorded is what the container has.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -15,19 +16,24 @@ from typing import Final
 
 import msgspec
 
+from deviceplugin import checkpoint, ledgerfile
 from deviceplugin.checkpoint import Entry
 from deviceplugin.devices import gpu_of, parse
-from deviceplugin.errors import DeviceIdError
+from deviceplugin.errors import DeviceIdError, KubeletError, LedgerFileError
 from deviceplugin.identity import Identity
 from deviceplugin.ledger import UNKNOWN, Grant, Owner
 from deviceplugin.placing import Placing
-from deviceplugin.podresources import Listing
+from deviceplugin.podresources import Lister, Listing
 from deviceplugin.pods import NodePods, uid_of
+from deviceplugin.registration import stamp
+from deviceplugin.sightings import Sightings
 from tessera.model.names import Names
 from tessera.model.pod import Pod
 
 _log = logging.getLogger(__name__)
 
+LIST_WITHIN: Final = 0.5
+"""Seconds for the first List: a kubelet that is starting admits pods 0.9 s later, and we have to be registered by then."""
 _FIRST_UNKNOWN: Final = 1_000_000
 """Numbers of pods that a rebuild can't tell; the ledger itself counts from 1."""
 
@@ -49,6 +55,46 @@ class Witnesses:
     listing: Listing | None
     seen: AbstractSet[str]
     blind: bool = False
+
+
+async def gather(
+    path: str,
+    *,
+    plugins: str,
+    pod_resources: str,
+    lister: Lister,
+    sightings: Sightings,
+    names: Names,
+) -> Witnesses:
+    """Ask everybody who knows; whoever can't answer is left out.
+
+    Args:
+        path: our own file.
+        plugins: the kubelet's device-plugins folder, for its checkpoint.
+        pod_resources: the kubelet's PodResources socket; where it is missing the kubelet isn't asked.
+        lister: the kubelet.
+        sightings: /proc.
+        names: of the installation.
+    """
+    stored = None
+    try:
+        stored = ledgerfile.read(path)
+    except LedgerFileError as error:
+        _log.error("the ledger is rebuilt from the kubelet: %s", error)
+    listing = None
+    try:
+        if stamp(pod_resources) is not None:
+            async with asyncio.timeout(LIST_WITHIN):
+                listing = await lister.list()
+    except (KubeletError, TimeoutError) as error:
+        _log.warning("the kubelet's list of pods is not known: %s", str(error) or "no answer yet")
+    return Witnesses(
+        stored=stored,
+        entries=checkpoint.read(plugins, ours=names.is_ticket),
+        listing=listing,
+        seen=await sightings.look(),
+        blind=not sightings.trustworthy,
+    )
 
 
 class Rebuild:
