@@ -159,6 +159,14 @@ async def test_what_can_not_be_is_refused_and_reserves_nothing(rig, change, erro
 
 
 @pytest.mark.usefixtures("one_node")
+async def test_without_a_uid_the_pod_of_that_name_is_meant(rig):
+    rig.put_pod("p", units=16)
+    body = {"PodName": "p", "PodNamespace": "default", "PodUID": "", "Node": "n1"}
+    assert (await rig.post("/bind", body))["Error"] == ""
+    assert held(rig) == {1: 16, 2: 0}
+
+
+@pytest.mark.usefixtures("one_node")
 async def test_a_node_that_closed_meanwhile_is_refused(rig, inventory):
     made = rig.put_pod("p", units=16)
     await rig.filter(made)

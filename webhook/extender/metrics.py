@@ -7,8 +7,10 @@ the cluster are always there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from typing import Final
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -100,28 +102,29 @@ class LedgerCollector(Collector):
             ),
             "open": GaugeMetricFamily("tessera_node_open", "1 where a node takes new slices.", labels=["node"]),
         }
-        totals = dict.fromkeys(("gpus", "idle", "units", "held", "compute"), 0)
-        for index, name in enumerate(self._ledger):
-            states = self._ledger.states(name)
-            if not states:
-                continue
-            units = sum(state.gpu.units for state in states)
-            held = sum(min(state.gpu.units, state.held.all_units) for state in states)
-            compute = sum(min(100, state.held.compute) for state in states)
-            idle = sum(not state.held and not state.taken for state in states)
-            for key, more in zip(totals, (len(states), idle, units, held, compute), strict=True):
-                totals[key] += more
-            if index < MOST_NODES:
-                families["units"].add_metric([name], units)
-                families["held"].add_metric([name], held)
-                families["compute"].add_metric([name], compute)
-                families["open"].add_metric([name], float(self._ledger.closed(name) is None))
+        columns = self._ledger.columns
+        present = columns.ident > 0
+        held = np.minimum(columns.capacity, columns.held.units + columns.held.percent_units)
+        compute = np.minimum(100, columns.held.compute)
+        taken = sum((columns.mig_there[profile] - columns.mig_free[profile] for profile in columns.mig_there), start=0)
+        idle = present & (held == 0) & (compute == 0) & (np.asarray(taken) == 0)
+        by_node = [array.sum(axis=1) for array in (columns.capacity, held, compute)]
+        names = [name for name in islice(self._ledger, MOST_NODES) if present[self._ledger.row(name)].any()]
+        for name in names:
+            row = self._ledger.row(name)
+            for family, sums in zip(("units", "held", "compute"), by_node, strict=True):
+                families[family].add_metric([name], float(sums[row]))
+            families["open"].add_metric([name], float(columns.closed[row] == 0))
         yield from families.values()
-        yield GaugeMetricFamily("tessera_gpus", "GPUs known.", value=totals["gpus"])
-        yield GaugeMetricFamily("tessera_gpus_idle", "GPUs on which nothing is held.", value=totals["idle"])
-        yield GaugeMetricFamily("tessera_gpu_memory_units", "Memory units of all GPUs.", value=totals["units"])
-        yield GaugeMetricFamily("tessera_gpu_memory_units_held", "Memory units held on all GPUs.", value=totals["held"])
-        yield GaugeMetricFamily("tessera_gpu_compute_percent_held", "Compute percent held.", value=totals["compute"])
+        yield GaugeMetricFamily("tessera_gpus", "GPUs known.", value=int(present.sum()))
+        yield GaugeMetricFamily("tessera_gpus_idle", "GPUs on which nothing is held.", value=int(idle.sum()))
+        yield GaugeMetricFamily(
+            "tessera_gpu_memory_units", "Memory units of all GPUs.", value=int(columns.capacity.sum())
+        )
+        yield GaugeMetricFamily(
+            "tessera_gpu_memory_units_held", "Memory units held on all GPUs.", value=int(held.sum())
+        )
+        yield GaugeMetricFamily("tessera_gpu_compute_percent_held", "Compute percent held.", value=int(compute.sum()))
         stale = GaugeMetricFamily(
             "tessera_extender_cache_staleness_seconds",
             "Since the API server last proved a cache current.",
