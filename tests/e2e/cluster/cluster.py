@@ -164,7 +164,14 @@ class Cluster(AbstractContextManager["Cluster"]):
         """Start kube-scheduler anew with these extenders."""
         self.processes.stop(SCHEDULER)
         self.processes.start(SCHEDULER, components.scheduler(self.settings, self.binaries, extenders))
-        self.processes.ready(SCHEDULER, Api(self._url(10259), ca_file=None, token="").healthy)
+        self.processes.ready(SCHEDULER, lambda: self._healthy(10259))
+
+    def run_controllers(self, *controllers: str) -> None:
+        """Start kube-controller-manager anew with these controllers only, or with all."""
+        self.processes.stop(CONTROLLERS)
+        command = components.controller_manager(self.settings, self.binaries, controllers or ("*",))
+        self.processes.start(CONTROLLERS, command)
+        self.processes.ready(CONTROLLERS, lambda: self._healthy(10257))
 
     def start_node(self) -> None:
         """Start the kubelet and the scheduler if they don't run, and wait until the node is Ready."""
@@ -202,8 +209,8 @@ class Cluster(AbstractContextManager["Cluster"]):
         self._record = record
         self.processes = Processes(record, self.settings.logs)
 
-    def _url(self, port: int) -> str:
-        return f"https://{self.settings.address}:{port}"
+    def _healthy(self, port: int) -> bool:
+        return Api(f"https://{self.settings.address}:{port}", ca_file=None, token="").healthy("/healthz")
 
     def _prepare(self) -> None:
         settings = self.settings
@@ -255,7 +262,7 @@ class Cluster(AbstractContextManager["Cluster"]):
             lambda: self.api.exists("/api/v1/namespaces/default/serviceaccounts/default"),
             seconds=30,
         )
-        self.processes.ready(SCHEDULER, Api(self._url(10259), ca_file=None, token="").healthy)
+        self.processes.ready(SCHEDULER, lambda: self._healthy(10259))
 
     def _kubelet_serves(self) -> bool:
         if not (self.settings.kubelet_dir / "device-plugins" / "kubelet.sock").exists():

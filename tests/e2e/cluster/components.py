@@ -85,7 +85,7 @@ def apiserver(settings: Settings, binaries: Path) -> list[str]:
     ]
 
 
-def controller_manager(settings: Settings, binaries: Path) -> list[str]:
+def controller_manager(settings: Settings, binaries: Path, controllers: tuple[str, ...] = ("*",)) -> list[str]:
     """Return kube-controller-manager's command."""
     kubeconfig = settings.kubeconfig("kube-controller-manager")
     return [
@@ -99,6 +99,7 @@ def controller_manager(settings: Settings, binaries: Path) -> list[str]:
         f"--root-ca-file={settings.pki}/ca.crt",
         f"--service-account-private-key-file={settings.pki}/sa.key",
         "--use-service-account-credentials=true",
+        f"--controllers={','.join(controllers)}",
     ]
 
 

@@ -1,6 +1,7 @@
 """The fixtures of the fake API server's behaviour tests, on a real one.
 
-The scheduler and the kubelet are stopped meanwhile: the tests bind pods themselves and play the kubelet.
+Whoever would answer to what the tests write is stopped meanwhile: scheduler, kubelet and most controllers. The tests bind
+pods themselves and play the kubelet.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ def cluster() -> Iterator[Cluster]:
     """The control plane of the running cluster, with nobody who would move pods."""
     cluster = Cluster.attach()
     cluster.processes.stop(KUBELET, SCHEDULER)
+    cluster.run_controllers("serviceaccount-controller", "namespace-controller")
     yield cluster
+    cluster.run_controllers()
     cluster.start_node()
 
 
