@@ -29,6 +29,7 @@ class LeanKubelet:
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._streams: list[asyncio.Task[None]] = []
         self._servers: list[grpc.aio.Server] = []
+        self._announced: dict[str, bytes] = {}
         self._healthy: dict[str, frozenset[str]] = {}
         self._free: dict[str, set[str]] = {}
         self._pods: dict[str, dict[str, list[str]]] = {}
@@ -77,10 +78,16 @@ class LeanKubelet:
     async def registered(self, *, count: int, seconds: float) -> None:
         """Wait until so many resources have announced devices."""
         async with asyncio.timeout(seconds), self._changed:
-            await self._changed.wait_for(lambda: len(self._healthy) == count)
+            await self._changed.wait_for(lambda: len(self._announced) == count)
 
     async def admit(self, name: str, amounts: Mapping[str, int]) -> list[str]:
         """Give a pod's one container what it asks for, as admission does; returns its IDs."""
+        # Read between two pods: a kubelet has other threads for it than the one that admits.
+        while self._announced:
+            resource, message = self._announced.popitem()
+            devices = api.ListAndWatchResponse.FromString(message).devices
+            self._healthy[resource] = frozenset(each.ID for each in devices if each.health == "Healthy")
+            self._free.setdefault(resource, {each.ID for each in devices})
         held = self._pods[name] = {}
         self._admitting = name
         for resource, size in amounts.items():
@@ -123,10 +130,8 @@ class LeanKubelet:
         stream = channel.unary_stream(_SERVICE + "ListAndWatch")(b"")
         try:
             while (message := await stream.read()) is not grpc.aio.EOF:
-                devices = api.ListAndWatchResponse.FromString(message).devices
                 async with self._changed:
-                    self._healthy[resource] = frozenset(each.ID for each in devices if each.health == "Healthy")
-                    self._free.setdefault(resource, {each.ID for each in devices})
+                    self._announced[resource] = message
                     self._changed.notify_all()
         except grpc.aio.AioRpcError:
             # The agent has ended.

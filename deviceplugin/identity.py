@@ -139,9 +139,10 @@ class Identity:
         found = self.search(listing, resource)
         caller = _only(found.callers, resource, size)
         if caller is None:
+            found = self.search(listing, resource, doubt=True)
             keys = found.missing | {key_of(each.pod) for each in found.doubtful}
             await self._pods.fetch(self._worth_asking(keys))
-            found = self.search(listing, resource)
+            found = self.search(listing, resource, doubt=True)
             caller = _only(found.callers, resource, size) or _only(found.doubtful, resource, size)
         if caller is None:
             _log.warning(
@@ -153,8 +154,14 @@ class Identity:
             )
         return Look(caller, listing)
 
-    def search(self, listing: Listing, resource: str) -> Found:
-        """Join a listing with the known pods."""
+    def search(self, listing: Listing, resource: str, *, doubt: bool = False) -> Found:
+        """Join a listing with the known pods.
+
+        Args:
+            listing: what the kubelet says.
+            resource: who asks for it.
+            doubt: look at containers that are done by our word too, of which a full node has many.
+        """
         callers: list[Caller] = []
         doubtful: list[Caller] = []
         missing = set()
@@ -166,7 +173,7 @@ class Identity:
                     missing.add(key)
                 continue
             uid = uid_of(pod)
-            for wanting, sure in self._needy(pod, uid, listing, resource):
+            for wanting, sure in self._needy(pod, uid, listing, resource, doubt=doubt):
                 caller = Caller(pod, uid, wanting.name, wanting.role, wanting.counts)
                 (callers if sure else doubtful).append(caller)
                 if sure:
@@ -203,7 +210,9 @@ class Identity:
             self._read[uid] = known
         return known
 
-    def _needy(self, pod: Pod, uid: str, listing: Listing, resource: str) -> Iterator[tuple[Wanting, bool]]:
+    def _needy(
+        self, pod: Pod, uid: str, listing: Listing, resource: str, *, doubt: bool
+    ) -> Iterator[tuple[Wanting, bool]]:
         key = key_of(pod)
         for wanting in self.wanting(pod):
             if not wanting.counts.get(resource):
@@ -214,6 +223,8 @@ class Identity:
                 # List never shows plain init containers, but a pod whose containers run was admitted as a whole.
                 if not done and not _admitted(pod):
                     yield wanting, True
+                continue
+            if done and not doubt:
                 continue
             listed = listing.container(key, wanting.name)
             if listed is None or not listed.holds(resource):

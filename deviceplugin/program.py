@@ -7,10 +7,12 @@ import functools
 import logging
 import os
 import secrets
+import sys
 from argparse import Namespace
 from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from random import Random
+from typing import Final
 
 import msgspec
 from prometheus_client import CollectorRegistry
@@ -37,6 +39,10 @@ from tessera.model.config import parse
 _log = logging.getLogger(__name__)
 
 
+SWITCH: Final = 0.0005
+"""Seconds after which a thread lets another one run."""
+
+
 class _NodeInfo(msgspec.Struct, rename="camel"):
     container_runtime_version: str = ""
 
@@ -54,6 +60,8 @@ _NODE = msgspec.json.Decoder(_Node)
 
 async def serve(options: Namespace, signals: Signals) -> None:
     """Run one agent until it is told to stop."""
+    # The thread that looks at the GPUs computes for milliseconds; the kubelet's call is not to wait for its turn of five.
+    sys.setswitchinterval(SWITCH)
     clock, rng, registry = SystemClock(), Random(), CollectorRegistry()  # noqa: S311 - jitter
     config = ConfigFile(options.config, parse, registry=registry)
     paths = HostPaths.under(options.host_root, proc=options.proc_root, sysfs=options.sysfs)

@@ -238,6 +238,9 @@ class TicketServer:
                     # What changes meanwhile goes into one message.
                     await self._clock.sleep(PACE)
                 await changed.wait()
+                if not self._closing:
+                    # Nothing but an admission under way is worth waiting for: the kubelet is about to ask again.
+                    await self._clock.sleep(min(PACE, self._allocator.quiet_in))
         finally:
             self._streams.discard(changed)
             if not self._streams:

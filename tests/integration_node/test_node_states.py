@@ -68,6 +68,8 @@ async def test_with_the_api_away_at_start_the_node_serves_all_the_same(make_clus
     await cluster.api.stop()
     cluster.agent = await cluster.make_agent()
     cluster.running = asyncio.create_task(cluster.agent.run(cluster.stop))
+    await cluster.until(lambda: len(cluster.agent.board.ledger))
+    await cluster.until(lambda: cluster.agent.registrar.problem is None)
     await cluster.until(lambda: cluster.kubelet.capacity().allocatable.get(UNITS) == 632)
     assert [(grant.uid, grant.name, grant.planned) for grant in cluster.agent.board.ledger] == [(uid, "p", True)]
     assert "could not be read" in cluster.agent.checks["pods"]()
