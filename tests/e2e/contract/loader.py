@@ -7,7 +7,6 @@ collected again, below a conftest whose fixtures give the real thing. Nothing in
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -32,13 +31,29 @@ def load(path: str) -> ModuleType:
     return module
 
 
-def contract_of(path: str, *, without: Collection[str] = ()) -> dict[str, object]:
-    """Return the tests and fixtures of a module, except tests that take certain fixtures of the fake alone."""
+def contract_of(path: str, *, apart: Collection[str] = ()) -> dict[str, object]:
+    """Return the tests and fixtures of a module.
+
+    Args:
+        path: the module, below the tests' folder.
+        apart: names of tests that can't be asked of the real thing; docs/fakes.md says why.
+
+    Raises:
+        LookupError: there is no such test (any more).
+    """
+    module = load(path)
     found: dict[str, object] = {}
-    for name, each in vars(load(path)).items():
-        if name.startswith("test_"):
-            if not set(without) & set(inspect.signature(each).parameters):
-                found[name] = each
-        elif name.startswith("Test") or type(each).__name__ == "FixtureFunctionDefinition":
+    left = set(apart)
+    for name, each in vars(module).items():
+        if name in left:
+            left.remove(name)
+        elif name.startswith("Test"):
+            own = left & set(vars(each))
+            left -= own
+            found[name] = type(name, (each,), dict.fromkeys(own)) if own else each
+        elif name.startswith("test_") or type(each).__name__ == "FixtureFunctionDefinition":
             found[name] = each
+    if left:
+        message = f"{path} has no {', '.join(sorted(left))}"
+        raise LookupError(message)
     return found

@@ -78,6 +78,12 @@ def pod_resources(cluster: Cluster) -> dict[str, dict[str, dict[str, list[str]]]
     return json.loads(json.dumps(found))  # type: ignore[no-any-return]
 
 
+def listed(cluster: Cluster) -> set[str]:
+    """Return the names of the pods that PodResources lists, devices or not."""
+    with _lister(cluster) as lister:
+        return {pod.name for pod in lister.List(wire.ListPodResourcesRequest(), timeout=5).pod_resources}
+
+
 def allocatable(cluster: Cluster) -> dict[str, int]:
     """Return how many healthy devices of each resource the kubelet has now, given away or not."""
     counts: dict[str, int] = defaultdict(int)
