@@ -140,21 +140,30 @@ class PodActions:
         if len(budgets) > 1:
             message = "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support."
             raise status.StatusError(500, "", message)
-        allowed = whole(budgets[0].tree, "status", "disruptionsAllowed") or 0
+        budget = budgets[0]
+        seen = whole(budget.tree, "status", "observedGeneration") or 0
+        if seen < (whole(budget.tree, "metadata", "generation") or 0):
+            raise _disrupts(f"The disruption budget {budget.key[1]} is still being processed by the server.", retry=10)
+        allowed = whole(budget.tree, "status", "disruptionsAllowed") or 0
         if allowed <= 0:
-            needs = whole(budgets[0].tree, "status", "desiredHealthy") or 0
-            healthy = whole(budgets[0].tree, "status", "currentHealthy") or 0
-            detail = f"The disruption budget {budgets[0].key[1]} needs {needs} healthy pods and has {healthy} currently"
-            error = status.too_many_requests(
-                "Cannot evict pod as it would violate the pod's disruption budget.", retry_after=0
+            needs = whole(budget.tree, "status", "desiredHealthy") or 0
+            healthy = whole(budget.tree, "status", "currentHealthy") or 0
+            raise _disrupts(
+                f"The disruption budget {budget.key[1]} needs {needs} healthy pods and has {healthy} currently"
             )
-            error.details["causes"] = [{"reason": "DisruptionBudget", "message": detail}]
-            raise error
         if not dry_run:
-            tree = copy(budgets[0].tree)
+            tree = copy(budget.tree)
             own(tree, "status")["disruptionsAllowed"] = allowed - 1
             own(tree, "status", "disruptedPods")[pod.key[1]] = stamp()
             self._registry.store.write(_BUDGETS, tree)
+
+
+def _disrupts(detail: str, *, retry: int = 0) -> status.StatusError:
+    error = status.too_many_requests(
+        "Cannot evict pod as it would violate the pod's disruption budget.", retry_after=retry
+    )
+    error.details["causes"] = [{"reason": "DisruptionBudget", "message": detail}]
+    return error
 
 
 def _set_condition(tree: Object, condition: Object) -> None:

@@ -119,7 +119,8 @@ def _quantities(resource: Resource, holder: Object, name: str) -> None:
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise _wrong(resource, f"json: cannot unmarshal {_kind(value)} into a quantity")
         try:
-            amounts[key] = canonical(value)
+            # Quantity.UnmarshalJSON trims blanks (but no escape such as \t: it reads the raw JSON). ParseQuantity doesn't.
+            amounts[key] = canonical(value.strip(" ") if isinstance(value, str) else value)
         except QuantityError as error:
             raise _wrong(resource, _REGEX) from error
 

@@ -110,7 +110,7 @@ class Lister:
 
     def _check_version(self, version: str) -> None:
         if not (version.isascii() and version.isdecimal()):
-            raise status.bad_request(f'invalid resource version "{version}": it is no number')
+            raise status.bad_request(f"invalid resource version: {status.no_version(version)}")
         if int(version) > self._store.version:
             raise status.too_large_version(int(version), self._store.version)
 

@@ -106,6 +106,20 @@ def check_version(resource: Resource, new: Object, current: Stored, *, unconditi
         raise status.conflict(resource.group, resource.plural, name, MODIFIED)
 
 
+def forged(new: Object, old: Object) -> list[status.Cause]:
+    """Say what an update tells of a deletion that nobody asked for (validation.ValidateObjectMetaAccessorUpdate)."""
+    metadata, before = table(new, "metadata"), table(old, "metadata")
+    causes = []
+    given = metadata.get("deletionTimestamp")
+    if given and "deletionTimestamp" not in before:
+        causes.append(status.invalid_value("metadata.deletionTimestamp", given, "field is immutable"))
+    seconds = metadata.get("deletionGracePeriodSeconds")
+    if seconds is not None and seconds != before.get("deletionGracePeriodSeconds"):
+        detail = "field is immutable; may only be changed via deletion"
+        causes.append(status.invalid_value("metadata.deletionGracePeriodSeconds", seconds, detail))
+    return causes
+
+
 def settle(new: Object, old: Object) -> None:
     """Put back what no update changes (rest.BeforeUpdate)."""
     metadata, before = own(new, "metadata"), table(old, "metadata")

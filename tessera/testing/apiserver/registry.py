@@ -149,8 +149,9 @@ class Registry:
             new = await self._admission.mutate(attempt, new) or new
             keep_generation(new, current.tree)
             strategy.prepare_update(new, current.tree)
+            causes = metadata.forged(new, current.tree)
             metadata.settle(new, current.tree)
-            _check(resource, new, strategy.validate_update(new, current.tree))
+            _check(resource, new, [*causes, *strategy.validate_update(new, current.tree)])
             await self._admission.validate(attempt, new)
             if self.store.get(resource.shelf, key) is not current:
                 continue

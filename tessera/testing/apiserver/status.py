@@ -195,6 +195,12 @@ def too_many_requests(problem: str, *, retry_after: int) -> StatusError:
     return StatusError(429, "TooManyRequests", problem, retry_after=retry_after)
 
 
+def no_version(version: str) -> str:
+    """The words for a resourceVersion that is no number (apiserver/pkg/storage, APIObjectVersioner)."""
+    parsing = f'strconv.ParseUint: parsing "{version}": invalid syntax'
+    return f'resourceVersion: Invalid value: "{version}": {parsing}'
+
+
 def too_large_version(asked: int, current: int) -> StatusError:
     """504 for a resourceVersion that is not there yet (apiserver/pkg/storage, NewTooLargeResourceVersionError)."""
     message = f"Timeout: Too large resource version: {asked}, current: {current}"

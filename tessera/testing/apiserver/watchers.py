@@ -64,10 +64,11 @@ class Watcher:
             send_initial: the ``sendInitialEvents`` parameter, None where it was not given.
 
         Raises:
-            StatusError: 400, the version is no number; 410, it is too old.
+            StatusError: 500, the version is no number; 410, it is too old.
         """
         if version and not (version.isascii() and version.isdecimal()):
-            raise status.bad_request(f'invalid resource version "{version}": it is no number')
+            # A watch hands the parser's error on as it is, where a list makes it 400.
+            raise status.StatusError(500, "", status.no_version(version))
         since = int(version or 0)
         if send_initial or (send_initial is None and since == 0):
             for _, stored in sorted(self._shelf.objects.items()):

@@ -14,6 +14,7 @@ import ssl
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 import aiohttp
 import msgspec
@@ -139,8 +140,8 @@ class WebhookCaller:
         except (aiohttp.ClientError, OSError, ssl.SSLError, binascii.Error) as error:
             raise CallError(f"failed to call webhook: {where}: {error}") from error
         if not 200 <= code <= 206:
-            said = text(_json(answer), "message") or answer[:200].decode("utf-8", "replace").strip()
-            raise CallError(f"failed to call webhook: the server responded with the status code {code}: {said}")
+            plain = response.content_type.startswith("text/")
+            raise CallError(f"failed to call webhook: {_refusal(code, answer, plain=plain)}")
         return answer
 
     def _address(self, config: Object) -> tuple[str, str | None]:
@@ -199,6 +200,36 @@ def review_request(uid: str, attempt: Attempt, tree: Object | None) -> Object:
     return request
 
 
+# What client-go makes of a status code; the others get "did not return more information"
+# (apimachinery/pkg/api/errors, NewGenericServerResponse).
+_REFUSALS: Final = {
+    400: "the server rejected our request for an unknown reason",
+    401: "the server has asked for the client to provide credentials",
+    404: "the server could not find the requested resource",
+    405: "the server does not allow this method on the requested resource",
+    409: "the server reported a conflict",
+    422: "the server rejected our request due to an error in our request",
+    429: "the server has received too many requests and has asked us to try again later",
+    503: "the server is currently unable to handle the request",
+    504: "the server was unable to return a response in the time allotted, but may still be processing the request",
+}
+
+
+def _refusal(code: int, body: bytes, *, plain: bool) -> str:
+    """What is said of an HTTP error: a Status object's own message reaches the user, other words hardly ever do."""
+    found = _json(body)
+    if isinstance(found, dict) and text(found, "kind") == "Status" and text(found, "message"):
+        return text(found, "message")
+    if code in _REFUSALS:
+        return _REFUSALS[code]
+    said = body[:2048].decode("utf-8", "replace").strip() if plain else "unknown"
+    if code in (403, 415):
+        return said
+    if code >= 500:
+        return f'an error on the server ("{said}") has prevented the request from succeeding'
+    return f"the server responded with the status code {code} but did not return more information"
+
+
 def _json(body: bytes) -> Json:
     try:
         return decode(body)
@@ -228,12 +259,14 @@ def _verdict(name: str, uid: str, body: bytes, attempt: Attempt, *, mutating: bo
         raise _denied(name, table(response, "status"))
     if not patch:
         return Verdict(None)
-    if patch_type != "JSONPatch":
-        raise CallError(f'unsupported patch type "{patch_type}"')
     try:
-        return Verdict(decode(base64.b64decode(patch, validate=True)))
+        operations = decode(base64.b64decode(patch, validate=True))
     except (binascii.Error, msgspec.DecodeError) as error:
         raise CallError("received undecodable patch in webhook response: it is no base64 of JSON") from error
+    # A patch without operations is none, whatever it calls itself.
+    if operations and patch_type != "JSONPatch":
+        raise CallError(f'unsupported patch type "{patch_type}"')
+    return Verdict(operations)
 
 
 def _denied(name: str, result: Object) -> status.StatusError:

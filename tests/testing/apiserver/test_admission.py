@@ -108,7 +108,7 @@ async def test_warnings_reach_the_user(api, pods, make, webhook, register):
         {"allowed": True, "patch": "W10="},
         {"allowed": True, "patchType": "JSONPatch"},
         {"allowed": True, "patchType": "JSONPatch", "patch": "!"},
-        {"allowed": True, "patchType": "Other", "patch": "W10="},
+        {"allowed": True, "patchType": "Other", "patch": "W3sib3AiOiJyZW1vdmUiLCJwYXRoIjoiL3NwZWMifV0="},
     ],
 )
 async def test_answers_that_are_none(*, api, pods, make, webhook, register, answer):
@@ -164,14 +164,40 @@ async def test_a_webhook_that_is_slow_is_given_up(api, pods, make, webhook, regi
     never.set()
 
 
-async def test_an_error_code_of_a_webhook_is_a_failure(api, pods, make, webhook, register):
+STATUS = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "malformed review"}
+
+
+@pytest.mark.parametrize(
+    ("code", "answer", "words"),
+    [
+        (400, STATUS, "failed to call webhook: malformed review"),
+        (400, {"message": "malformed review"}, "the server rejected our request for an unknown reason"),
+        (403, "go away", "failed to call webhook: go away"),
+        (404, "go away", "the server could not find the requested resource"),
+        (413, "too large", "the server responded with the status code 413 but did not return more information"),
+        (500, "it broke", 'an error on the server ("it broke") has prevented the request from succeeding'),
+        (500, {"message": "it broke"}, 'an error on the server ("unknown") has prevented the request from succeeding'),
+        (503, "come back later", "the server is currently unable to handle the request"),
+        (503, STATUS, "failed to call webhook: malformed review"),
+    ],
+)
+async def test_an_error_code_of_a_webhook_is_a_failure(*, api, pods, make, webhook, register, code, answer, words):
+    """Only the message of a Status object reaches the user whatever the code."""
     await register()
 
     async def reviewer(_request):
-        return web.json_response({"message": "malformed review"}, status=400)
+        if isinstance(answer, str):
+            return web.Response(text=answer, status=code)
+        return web.json_response(answer, status=code)
 
     webhook.reviewer = reviewer
-    assert "malformed review" in (await api.post(pods, make.pod("a"))).failed(500, "InternalError")
+    assert (await api.post(pods, make.pod("a"))).failed(500, "InternalError").endswith(words)
+
+
+async def test_a_patch_without_operations_is_none(api, pods, make, webhook, register):
+    await register()
+    webhook.answers({"allowed": True, "patchType": "Other", "patch": "W10="})
+    (await api.post(pods, make.pod("a"))).ok()
 
 
 async def test_only_what_the_rules_name_is_asked(*, api, namespace, pods, make, webhook, register):
@@ -214,7 +240,8 @@ async def test_updates_and_deletions_bring_the_old_object(api, pods, make, webho
     created = (await api.post(pods, make.pod("a"))).ok()
     (await api.patch(f"{pods}/a", {"metadata": {"labels": {"x": "y"}}}, make.MERGE)).ok()
     (await api.delete(f"{pods}/a", {"gracePeriodSeconds": 0})).ok()
-    update, delete = [review["request"] for review in webhook.asked]
+    # A real server asks again for each step of a deletion: two or three times for a pod.
+    update, delete, *_ = [review["request"] for review in webhook.asked]
     assert update["operation"] == "UPDATE"
     assert update["oldObject"] == created
     assert update["object"]["metadata"]["labels"] == {"x": "y"}

@@ -71,13 +71,13 @@ async def test_a_patch_makes_no_object(api, namespace, make):
 
 async def test_what_no_patch_changes(api, path, make):
     before = (await api.get(path)).ok()
-    forged = {
-        "metadata": {"creationTimestamp": "2001-01-01T00:00:00Z", "deletionTimestamp": "2001-01-01T00:00:00Z"},
-        "data": {"x": "new"},
-    }
+    forged = {"metadata": {"creationTimestamp": "2001-01-01T00:00:00Z"}, "data": {"x": "new"}}
     after = (await api.patch(path, forged, make.MERGE)).ok()
     assert after["metadata"]["creationTimestamp"] == before["metadata"]["creationTimestamp"]
-    assert "deletionTimestamp" not in after["metadata"]
+    for deletion in ({"deletionTimestamp": "2001-01-01T00:00:00Z"}, {"deletionGracePeriodSeconds": 5}):
+        message = (await api.patch(path, {"metadata": deletion}, make.MERGE)).failed(422, "Invalid")
+        assert "field is immutable" in message
+    assert "deletionTimestamp" not in (await api.get(path)).ok()["metadata"]
     assert (await api.patch(path, {"metadata": {"name": "b"}}, make.MERGE)).code == 400
 
 

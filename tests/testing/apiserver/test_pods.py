@@ -39,6 +39,7 @@ async def test_a_new_pod_is_filled_in(api, pods, make):
         ("1e3", "1e3"),
         ("1500000", "1500k"),
         ("0.1", "100m"),
+        (" 8Gi ", "8Gi"),
     ],
 )
 async def test_quantities_come_back_in_canonical_form(api, pods, make, given, canonical):
@@ -56,7 +57,8 @@ async def test_quantities_come_back_in_canonical_form(api, pods, make, given, ca
         ({"limits": {"cpu": "1"}, "requests": {"cpu": "2"}}, 422, "must be less than or equal to cpu limit of 1"),
         ({"limits": {"gpu": "1"}}, 422, "must be a standard resource for containers"),
         ({"limits": {TICKET: "many"}}, 400, "quantities must match the regular expression"),
-        ({"limits": {TICKET: " 1"}}, 400, "quantities must match the regular expression"),
+        ({"limits": {TICKET: "1\t"}}, 400, "quantities must match the regular expression"),
+        ({"limits": {TICKET: "1 1"}}, 400, "quantities must match the regular expression"),
         ({"limits": {TICKET: {}}}, 400, "cannot be handled as a Pod"),
         ({"limits": {"bad_prefix/gpu": "1"}}, 422, "limits"),
     ],
@@ -274,8 +276,13 @@ async def test_eviction_respects_a_disruption_budget(api, namespace, pods, make)
     eviction = {"metadata": {"name": "a"}}
     answer = await api.post(f"{pods}/a/eviction", eviction)
     assert "would violate the pod's disruption budget" in answer.failed(429, "TooManyRequests")
-    status = {"status": {"disruptionsAllowed": 1, "currentHealthy": 1, "desiredHealthy": 0, "expectedPods": 1}}
-    (await api.patch(f"{budgets}/b/status", status, make.MERGE)).ok()
+    status = {"disruptionsAllowed": 1, "currentHealthy": 1, "desiredHealthy": 0, "expectedPods": 1}
+    (await api.patch(f"{budgets}/b/status", {"status": status}, make.MERGE)).ok()
+    # The numbers count only once their writer has seen this budget.
+    answer = await api.post(f"{pods}/a/eviction", eviction)
+    answer.failed(429, "TooManyRequests")
+    assert "is still being processed" in answer.body["details"]["causes"][0]["message"]
+    (await api.patch(f"{budgets}/b/status", {"status": {"observedGeneration": 1}}, make.MERGE)).ok()
     assert (await api.post(f"{pods}/a/eviction", eviction)).code == 201
 
 

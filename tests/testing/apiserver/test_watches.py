@@ -87,7 +87,10 @@ async def test_a_watch_ends_when_its_time_is_up(api, secrets):
 
 
 async def test_a_watch_from_a_version_that_is_none(api, secrets):
-    assert (await api.get(secrets, watch="true", resourceVersion="abc")).code == 400
+    for query, code in (({"watch": "true"}, 500), ({}, 400)):
+        answer = await api.get(secrets, resourceVersion="abc", **query)
+        assert answer.code == code
+        assert 'Invalid value: "abc"' in answer.body["message"]
 
 
 async def test_initial_events_end_with_a_bookmark(api, secrets):
