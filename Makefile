@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: help setup demo test lint proto proto-check lock bench gpu-check clean
+.PHONY: help setup demo test lint proto proto-check lock bench gpu-check e2e clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,6 +47,9 @@ bench: $(VENV)/.ready ## speed and memory, as percentiles
 
 gpu-check: $(VENV)/.ready ## the real NVML path, on a machine with an NVIDIA GPU
 	@$(BIN)/python -m deviceplugin.gpucheck
+
+e2e: $(VENV)/.ready ## on a real cluster of this machine (root); KEEP=1 leaves it up, then ARGS=--down stops it
+	@$(BIN)/python tests/e2e/run.py $(if $(KEEP),--keep) $(ARGS)
 
 # uv resolves; what is written is plain pip input with hashes and no registry's name.
 lock: $(VENV)/.ready ## refresh locks/*.txt

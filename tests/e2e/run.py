@@ -20,6 +20,8 @@ from cluster.leftovers import look
 from cluster.phases import Phases
 
 HERE = Path(__file__).resolve().parent
+# First what needs no product, then the product.
+SUITES = [str(HERE / "contract"), str(HERE / "suite")]
 
 
 def main() -> int:
@@ -66,7 +68,7 @@ def suite(cluster: Cluster, arguments: list[str]) -> int:
     """Run the suite on a running cluster; return pytest's exit code."""
     environment = {**os.environ, "TESSERA_E2E_SUITE": "1"}
     command = [sys.executable, "-m", "pytest", "-o", f"pythonpath={HERE}", "-p", "no:cacheprovider"]
-    default = [] if any(os.path.exists(each.split("::")[0]) for each in arguments) else [str(HERE / "suite")]
+    default = [] if any(os.path.exists(each.split("::")[0]) for each in arguments) else SUITES
     done = subprocess.run([*command, *arguments, *default], cwd=HERE.parents[1], env=environment, check=False)
     if done.returncode:
         sys.stdout.write(f"a test failed; the log of each component: {cluster.settings.logs}\n")

@@ -33,6 +33,8 @@ PODS = "/api/v1/namespaces/default/pods"
 # What a Node has without any device plugin.
 PLAIN = ("cpu", "memory", "pods", "ephemeral-storage", "hugepages-")
 REJECTED = "Pod was rejected: "
+# The first process of a container ignores SIGTERM.
+STUBBORN = ["sleep", "100000"]
 FAILED = "CreateContainerConfigError"
 
 
@@ -58,8 +60,8 @@ class RealKubelet:
 
     def __init__(self, cluster: Cluster) -> None:
         """Start nothing yet."""
-        # A test waits for the Node's status many times.
         self.cluster = cluster
+        # Tests wait for the Node's status many times.
         self._settings = replace(cluster.settings, status_period="200ms")
         self.paths = Paths(str(cluster.settings.kubelet_dir))
         self._names: dict[str, str] = {}
@@ -113,9 +115,14 @@ class RealKubelet:
 
     # Pods.
 
-    async def admit(self, pod: Mapping[str, Any]) -> Admission:
-        """Create a pod on the node; return when the kubelet has taken or refused it."""
-        await self._create(pod)
+    async def admit(self, pod: Mapping[str, Any], *, stubborn: bool = False) -> Admission:
+        """Create a pod on the node; return when the kubelet has taken or refused it.
+
+        Args:
+            pod: as the fake takes it.
+            stubborn: its containers don't end before their grace period is over.
+        """
+        await self._create(pod, stubborn=stubborn)
         return await self._admission(pod["metadata"]["uid"])
 
     async def settled(self, uid: str) -> dict[str, str]:
@@ -182,7 +189,7 @@ class RealKubelet:
 
     # Inside.
 
-    async def _create(self, pod: Mapping[str, Any]) -> None:
+    async def _create(self, pod: Mapping[str, Any], *, stubborn: bool = False) -> None:
         body = copy.deepcopy(dict(pod))
         meta = body["metadata"]
         self._names[meta["uid"]] = meta["name"]
@@ -194,7 +201,9 @@ class RealKubelet:
         spec.update(restartPolicy="OnFailure", terminationGracePeriodSeconds=1, dnsPolicy="Default")
         for each in [*spec["initContainers"], *spec["containers"]]:
             stays = each in spec["containers"] or "restartPolicy" in each
-            each.update(image=TEST, imagePullPolicy="Never", command=STAYS if stays else ENDS)
+            each.update(
+                image=TEST, imagePullPolicy="Never", command=(STUBBORN if stubborn else STAYS) if stays else ENDS
+            )
         await asyncio.to_thread(self.cluster.api.post, PODS, body)
 
     async def _admission(self, uid: str) -> Admission:
