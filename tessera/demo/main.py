@@ -86,7 +86,11 @@ async def _demo(arguments: argparse.Namespace, console: Console, out: str) -> bo
         clock = SystemClock()
         client = await stack.enter_async_context(ApiClient(StaticConnection(stage.api), clock=clock, rng=rng))
         settings = SchedulerSettings(
-            name=SCHEDULER, extender=stage.extender, managed=f"{names().domain}/", backoff=0.2, most_backoff=1.0
+            names=frozenset({SCHEDULER, "default-scheduler"}),
+            extender=stage.extender,
+            managed=f"{names().domain}/",
+            backoff=0.2,
+            most_backoff=1.0,
         )
         scheduler = FakeScheduler(client, settings, clock=clock, rng=rng)
         await stack.enter_async_context(scheduler.running())

@@ -144,6 +144,18 @@ class Processes:
         return f"its log {self._log(name)} ends with: " + (" | ".join(lines) or "nothing")
 
 
+def program(name: str, *arguments: str) -> list[str]:
+    """The command of one of Tessera's own programs, as installed beside this interpreter.
+
+    Raises:
+        DemoError: it is not installed.
+    """
+    path = os.path.join(os.path.dirname(sys.executable), name)
+    if not os.access(path, os.X_OK):
+        raise DemoError(f"{name} is not installed beside {sys.executable}; install tessera-gpu with its extras")
+    return [path, *arguments]
+
+
 def python(module: str, *arguments: str) -> list[str]:
     """The command that runs a module with this interpreter."""
     return [sys.executable, "-m", module, *arguments]

@@ -17,7 +17,7 @@ import aiohttp
 import yaml
 
 from tessera.demo.api import Api
-from tessera.demo.processes import DemoError, Processes, free_port, python
+from tessera.demo.processes import DemoError, Processes, free_port, program, python
 from tessera.testing.nvml import FakeGpu, FakeNvml
 
 SITE: Final = "demo.tessera.dev/site"
@@ -161,11 +161,11 @@ class Builder:
 
     async def _webhook(self, listen: str) -> None:
         where = ["--listen", listen, "--cert-dir", self._certificates]
-        await self._processes.start("webhook", python("webhook.admission.main", *self._common("webhook"), *where))
+        await self._processes.start("webhook", program("tessera-webhook", *self._common("webhook"), *where))
 
     async def _extender(self, listen: str) -> None:
         where = ["--listen", listen, "--dashboard-listen", f"127.0.0.1:{free_port()}"]
-        await self._processes.start("extender", python("webhook.extender.main", *self._common("extender"), *where))
+        await self._processes.start("extender", program("tessera-extender", *self._common("extender"), *where))
 
     async def _node(self, node: DemoNode, api: Api, url: str) -> None:
         """One node: its fake GPUs, its kubelet, its taint, and the agent on it."""
@@ -186,7 +186,7 @@ class Builder:
         agent = ["--node-name", node.name, "--kubelet-dir", folder, "--kubelet-pods", str(said["pods"])]
         agent += ["--nvml-library", library, "--host-root", folder, "--sysfs", sysfs]
         agent += ["--proc-root", os.path.join(folder, "proc")]
-        command = python("deviceplugin.main", *self._common(node.name), *agent)
+        command = program("tessera-node", *self._common(node.name), *agent)
         await self._processes.start(node.name, command, env=environment)
 
 

@@ -60,7 +60,7 @@ class SchedulerSettings:
     """How it is set up, as a KubeSchedulerConfiguration would say.
 
     Attributes:
-        name: pods with this schedulerName are its own.
+        names: pods with one of these schedulerNames are its own (two schedulers of a cluster may be played by one).
         extender: base URL of the extender.
         managed: prefix of the resources that bring a pod to the extender; they are ignored by the scheduler itself.
         backoff: first wait after a failed cycle, in seconds; it doubles up to `most_backoff`.
@@ -68,7 +68,7 @@ class SchedulerSettings:
         binders: bindings in flight at once.
     """
 
-    name: str
+    names: frozenset[str]
     extender: str
     managed: str
     backoff: float = 1.0
@@ -147,7 +147,7 @@ class FakeScheduler:
             self._on_node[uid] = _Assumed(pod.spec.node_name, requests(pod))
             self._queue.drop(uid)
             self.reasons.pop(pod.key, None)
-        elif pod.spec.scheduler_name == self._settings.name and pod.metadata.deletion_timestamp is None:
+        elif pod.spec.scheduler_name in self._settings.names and pod.metadata.deletion_timestamp is None:
             self._read[uid] = pod
             if uid not in self._on_node:
                 self._queue.add(uid, pod.spec.priority or 0, now=self._clock.monotonic())
