@@ -18,6 +18,8 @@ from tessera.model.errors import TesseraError
 START: Final = 30.0
 """Seconds a program may take until it is ready; two cores start fifteen of them at once."""
 _STOP: Final = 5.0
+_ENVIRONMENT: Final = {"GRPC_VERBOSITY": "ERROR"}
+"""gRPC's C core tells of every peer that goes away, which is what a demo's end is made of."""
 
 
 class DemoError(TesseraError):
@@ -60,7 +62,11 @@ class Processes:
         """Start a program whose standard output and errors both go to its log."""
         with self._new_log(name) as log:
             process = await asyncio.create_subprocess_exec(
-                *command, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **(env or {})}
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**_ENVIRONMENT, **os.environ, **(env or {})},
             )
         self._running.append((name, process))
 
@@ -78,7 +84,7 @@ class Processes:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
-                env={**os.environ, **(env or {})},
+                env={**_ENVIRONMENT, **os.environ, **(env or {})},
             )
         self._running.append((name, process))
         try:

@@ -74,7 +74,7 @@ def pod(name: str, requests: Json, limits: Json, *, annotations: Json | None = N
         "metadata": {"name": name, "namespace": "default", "annotations": annotations or {}},
         "spec": {
             "restartPolicy": "Never",
-            "terminationGracePeriodSeconds": 0,
+            "terminationGracePeriodSeconds": 1,
             "containers": [
                 {"name": "main", "image": "demo", "resources": {"requests": requests, "limits": limits}},
             ],
