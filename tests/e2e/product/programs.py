@@ -19,6 +19,8 @@ from tessera.testing.nvml import FakeGpu, FakeNvml
 
 NAMESPACE = "tessera-system"
 WEBHOOK, EXTENDER, NODE = "tessera-webhook", "tessera-extender", "tessera-node"
+NEXT_NODE = "tessera-node-next"
+PROGRAMS = {WEBHOOK: WEBHOOK, EXTENDER: EXTENDER, NODE: NODE, NEXT_NODE: NODE}
 RBAC = Path(__file__).with_name("rbac.yaml")
 
 DOMAIN = "tessera.dev/"
@@ -30,7 +32,7 @@ INVENTORY, PLAN, REQUEST, DRIFT = (f"{DOMAIN}{name}" for name in ("inventory", "
 GPU = "A100-80GB"
 GPUS = 4
 TOKEN_SECONDS = 24 * 3600
-STATUS_PORTS = {WEBHOOK: 9464, NODE: 9465, EXTENDER: 9466}
+STATUS_PORTS = {WEBHOOK: 9464, NODE: 9465, EXTENDER: 9466, NEXT_NODE: 9475}
 
 
 class Product:
@@ -44,7 +46,7 @@ class Product:
 
     def install(self) -> None:
         """Make accounts, rights, configuration and the fake GPUs; what an earlier call started is stopped."""
-        for name in (WEBHOOK, EXTENDER, NODE):
+        for name in PROGRAMS:
             self.cluster.processes.kill(name)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
@@ -85,17 +87,17 @@ class Product:
         self._start(EXTENDER, flags)
         self.ready(EXTENDER)
 
-    def start_node(self) -> None:
-        """Start the node agent."""
+    def start_node(self, name: str = NODE) -> None:
+        """Start the node agent, or a second one beside it as a roll-out does."""
         with self.nvml() as nvml:
             library, environment = str(nvml.library), nvml.environment()
         flags = ["--node-name", self.cluster.settings.node, "--kubelet-dir", str(self.cluster.settings.kubelet_dir)]
         flags += ["--nvml-library", library, "--sysfs", str(self.folder / "sys")]
-        self._start(NODE, flags, environment)
+        self._start(name, flags, environment)
 
-    def wait_serving(self, seconds: float = 30) -> None:
+    def wait_serving(self, name: str = NODE, *, seconds: float = 30) -> None:
         """Wait until the agent is ready, the kubelet has its devices, and the Node shows them."""
-        self.ready(NODE)
+        self.ready(name)
         until("the kubelet has the agent's devices", self._kubelet_has_devices, seconds=seconds)
         path = f"/api/v1/nodes/{self.cluster.settings.node}"
 
@@ -108,6 +110,18 @@ class Product:
     def ready(self, name: str, *, seconds: float = 30) -> None:
         """Wait until a program says that it is ready."""
         self.cluster.processes.ready(name, lambda: self._ready(name), seconds=seconds)
+
+    def wait_warm(self, name: str) -> None:
+        """Wait until a second agent has nothing left to wait for but the first one's lock."""
+
+        def warm() -> bool:
+            try:
+                status, text = plain(self._address, STATUS_PORTS[name], "/readyz")
+            except OSError:
+                return False
+            return status == 200 or all(line.startswith("lock:") for line in text.splitlines())
+
+        self.cluster.processes.ready(name, warm)
 
     def nvml(self) -> FakeNvml:
         """Open the node's fake driver (close it after use)."""
@@ -123,8 +137,8 @@ class Product:
         return plain(self._address, STATUS_PORTS[name], "/metrics")[1]
 
     def _start(self, name: str, flags: list[str], environment: dict[str, str] | None = None) -> None:
-        program = Path(sys.executable).with_name(name)
-        common = ["--config", str(self.folder / "config.yaml"), "--kubeconfig", str(self._kubeconfig(name))]
+        program = Path(sys.executable).with_name(PROGRAMS[name])
+        common = ["--config", str(self.folder / "config.yaml"), "--kubeconfig", str(self._kubeconfig(PROGRAMS[name]))]
         status = ["--status-listen", f"{self._address}:{STATUS_PORTS[name]}"]
         self.cluster.processes.start(name, [str(program), *common, *status, *flags], environment)
 

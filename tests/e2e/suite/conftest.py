@@ -75,12 +75,20 @@ class Space:
     def gone(self, name: str, *, seconds: float = 30) -> None:
         self.api.wait_gone(f"{self.path}/{name}", seconds=seconds)
 
+    def kubectl(self, *arguments: str, stdin: str | None = None, check: bool = True) -> str:
+        return self.cluster.kubectl("--namespace", self.name, *arguments, stdin=stdin, check=check)
+
     def log(self, name: str, container: str = "main") -> str:
         return self.api.text(f"{self.path}/{name}/log", container=container)
 
     def events(self, name: str) -> list[str]:
         found = self.api.get(f"/api/v1/namespaces/{self.name}/events", fieldSelector=f"involvedObject.name={name}")
         return [f"{each['reason']}: {each.get('message', '')}" for each in found["items"]]
+
+    def nobody_was_refused(self) -> None:
+        """No kubelet ended a pod in admission."""
+        found = self.api.get(f"/api/v1/namespaces/{self.name}/events", fieldSelector="reason=UnexpectedAdmissionError")
+        assert [f"{each['involvedObject']['name']}: {each['message']}" for each in found["items"]] == []
 
     def drift(self, pod: Pod, expected: dict[str, Any]) -> None:
         """Wait until the Node says of a pod that its allocation has no plan."""
@@ -93,6 +101,8 @@ class Space:
 
     def just(self, *, checks: int = 0) -> None:
         """Every pod here has exactly what was planned for it, by an independent judge."""
+        for leaving in [pod["metadata"] for pod in self.all() if "deletionTimestamp" in pod["metadata"]]:
+            self.gone(leaving["name"])
         pods = self.all()
         for check in truth.verdict(self.cluster, pods):
             assert check.problems == [], check.title

@@ -36,7 +36,7 @@ def test_twenty_equal_pods_at_once_get_each_its_own(space):
     space.run(*(pods.pod(name, {"gpu-memory": "8Gi", "gpu-compute": 10}) for name in names), seconds=90)
 
     space.just()
-    assert not [each for name in names for each in space.events(name) if "UnexpectedAdmissionError" in each]
+    space.nobody_was_refused()
 
 
 def test_twenty_unequal_pods_at_once_get_each_its_own(space):
@@ -49,6 +49,7 @@ def test_twenty_unequal_pods_at_once_get_each_its_own(space):
     space.run(*wanted, seconds=90)
 
     space.just()
+    space.nobody_was_refused()
 
 
 def test_init_container_and_sidecar(space, plan):
