@@ -9,8 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, NoReturn, TypeVar
 
 T = TypeVar("T")
 
@@ -52,7 +51,7 @@ class Flags:
         """Start a program's flags with the ones that all programs have."""
         self._environ = environ
         self._parser = argparse.ArgumentParser(prog=program, description=purpose, allow_abbrev=False)
-        self._parser.add_argument("--version", action="version", version=f"{program} {_version()}")
+        self._parser.add_argument("--version", action=_Version, nargs=0, help="say the version and stop")
         self.add("--log-level", "debug, info, warning or error", _level, "info")
 
     def add(self, name: str, purpose: str, kind: Callable[[str], T], default: str | None) -> None:
@@ -83,8 +82,14 @@ def _level(text: str) -> str:
     return text.upper()
 
 
-def _version() -> str:
-    try:
-        return version("tessera-gpu")
-    except PackageNotFoundError:
-        return "unknown (not installed)"
+class _Version(argparse.Action):
+    """Says the version; only then is it looked up, which costs a daemon half a MiB."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415
+
+        try:
+            found = version("tessera-gpu")
+        except PackageNotFoundError:
+            found = "unknown (not installed)"
+        parser.exit(0, f"{parser.prog} {found}\n")

@@ -49,3 +49,10 @@ def test_abbreviations_are_refused():
 def test_an_address_reads_back():
     for text in ("127.0.0.1:80", "[::1]:80", "localhost:0"):
         assert str(address(text)) == text
+
+
+def test_the_version_is_said(capsys):
+    with pytest.raises(SystemExit) as ended:
+        _flags({}).read(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("tessera-x ")

@@ -1,0 +1,60 @@
+"""`make bench`: speed and memory of each part beside what it has to reach, as percentiles; speed is never a test.
+
+python -m bench [PART ...]      parts: node, extender, webhook
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import sys
+from collections.abc import Callable, Mapping
+from typing import Final
+
+PARTS: Final = ("node", "extender", "webhook")
+
+_BARS: Final[Mapping[str, tuple[str, Callable[[float], bool]]]] = {
+    "node.allocate_p99_ms": ("<= 5", lambda value: value <= 5),
+    "node.idle_rss_mib": ("<= 60", lambda value: value <= 60),
+    "node.import_all_s": ("<= 0.4", lambda value: value <= 0.4),
+    "extender.filter_p99_ms": ("<= 5", lambda value: value <= 5),
+    "webhook.reviews_per_second": (">= 3000", lambda value: value >= 3000),
+}
+"""What the figures have to reach, on a machine that does nothing else."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run the parts named, all where none is, and print every figure on a line of its own."""
+    parts = arguments or list(PARTS)
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        print(f"no such part: {', '.join(unknown)}; there are {', '.join(PARTS)}", file=sys.stderr)
+        return 2
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}"
+    )
+    for part in parts:
+        print(f"{part} ...", flush=True)
+        for name, value in flat(part, importlib.import_module(f"bench.{part}").run()):
+            print(f"  {name:<44} {value}{_verdict(name, value)}")
+    return 0
+
+
+def flat(prefix: str, figures: object) -> list[tuple[str, object]]:
+    """Figures as dotted names and values."""
+    if not isinstance(figures, Mapping):
+        return [(prefix, figures)]
+    return [each for name, value in figures.items() for each in flat(f"{prefix}.{name}", value)]
+
+
+def _verdict(name: str, value: object) -> str:
+    bar = _BARS.get(name)
+    if bar is None or not isinstance(value, int | float):
+        return ""
+    text, holds = bar
+    return f"   ({text}: {'reached' if holds(float(value)) else 'NOT reached'})"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
