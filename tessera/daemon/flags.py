@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, NoReturn, TypeVar
 
@@ -92,4 +93,5 @@ class _Version(argparse.Action):
             found = version("tessera-gpu")
         except PackageNotFoundError:
             found = "unknown (not installed)"
-        parser.exit(0, f"{parser.prog} {found}\n")
+        sys.stdout.write(f"{parser.prog} {found}\n")
+        parser.exit()
