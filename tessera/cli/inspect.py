@@ -57,7 +57,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output == "json":
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(found), indent=1).decode() + "\n")
         return 0
-    console = Console(no_color=arguments.no_color or "NO_COLOR" in os.environ, highlight=False, soft_wrap=False)
+    # A pipe has no width of its own, and a cut table is of no use to whoever reads it.
+    width = None if sys.stdout.isatty() else 160
+    console = Console(no_color=arguments.no_color or "NO_COLOR" in os.environ, highlight=False, width=width)
     show(found, console, wide=arguments.output == "wide")
     return 0
 
@@ -71,8 +73,8 @@ async def _read(kubeconfig: str | None, which: Names) -> ClusterView:
     return view(nodes.items, pods.items, which)
 
 
-def show(found: ClusterView, console: Console, *, wide: bool = False) -> None:
-    """Print the view: one row per GPU; `wide` adds a row per slice."""
+def show(found: ClusterView, console: Console, *, wide: bool = False, waiting: bool = True) -> None:
+    """Print the view: one row per GPU; `wide` adds a row per slice, `waiting` the pods that have no node."""
     if not found.nodes:
         console.print(
             "No node has a Tessera inventory. Does the node agent run there? (kubectl get pods -A | grep tessera)"
@@ -84,10 +86,11 @@ def show(found: ClusterView, console: Console, *, wide: bool = False) -> None:
     for node in found.nodes:
         _rows(table, node, wide=wide)
     console.print(table)
-    for waiting in found.waiting[:20]:
-        console.print(f"waits: {waiting.pod} ({waiting.asks})")
-    if len(found.waiting) > 20:
-        console.print(f"waits: and {len(found.waiting) - 20} more")
+    left = found.waiting if waiting else ()
+    for pod in left[:20]:
+        console.print(f"waits: {pod.pod} ({pod.asks})")
+    if len(left) > 20:
+        console.print(f"waits: and {len(left) - 20} more")
 
 
 def _rows(table: Table, node: NodeView, *, wide: bool) -> None:

@@ -52,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Play the demo; 0 only where every check holds, 1 where one does not, 3 where it could not be played."""
-    console = Console(no_color=arguments.no_color or "NO_COLOR" in os.environ, highlight=False)
+    # A pipe or a log has no width of its own; a table cut at 80 columns tells nobody anything.
+    width = None if sys.stdout.isatty() else 132
+    console = Console(no_color=arguments.no_color or "NO_COLOR" in os.environ, highlight=False, width=width)
     out = os.path.abspath(arguments.out)
     os.makedirs(out, exist_ok=True)
     try:

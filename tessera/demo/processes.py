@@ -17,7 +17,7 @@ from tessera.model.errors import TesseraError
 
 START: Final = 30.0
 """Seconds a program may take until it is ready; two cores start fifteen of them at once."""
-_STOP: Final = 5.0
+_STOP: Final = 2.0
 _ENVIRONMENT: Final = {"GRPC_VERBOSITY": "ERROR"}
 """gRPC's C core tells of every peer that goes away, which is what a demo's end is made of."""
 

@@ -50,7 +50,7 @@ def _counts(scene: Scene) -> str:
 def report(console: Console, scene: Scene, view: ClusterView, reasons: dict[str, str]) -> None:
     """Print the end of the demo."""
     console.print("\n[bold]Who landed where[/bold]")
-    show_gpus(view, console)
+    show_gpus(view, console, waiting=False)
     console.print("\n[bold]By node[/bold]")
     console.print(_nodes(scene.pods, view))
     console.print("\n[bold]Refused at admission[/bold]")

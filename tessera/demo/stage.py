@@ -160,7 +160,7 @@ class Builder:
         return ["--config", self._config, "--kubeconfig", self._kubeconfig, "--status-listen", self._status[program]]
 
     async def _webhook(self, listen: str) -> None:
-        where = ["--listen", listen, "--cert-dir", self._certificates]
+        where = ["--listen", listen, "--cert-dir", self._certificates, "--drain", "0"]
         await self._processes.start("webhook", program("tessera-webhook", *self._common("webhook"), *where))
 
     async def _extender(self, listen: str) -> None:
