@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,8 @@ def main() -> int:
     parser.add_argument("pytest", nargs="*", help="arguments for pytest, after --")
     options = parser.parse_args()
     settings = Settings(proxy=options.proxy)
+    # A make that is told to end lets us take the cluster away first.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         return run(options, settings)
     except ClusterError as error:
@@ -46,7 +49,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     """Start, test and stop as the options say."""
     phases = Phases()
     if options.down:
-        Cluster.attach(settings).stop()
+        Cluster(settings, phases=phases).stop()
         return 0
     if options.reuse:
         return suite(Cluster.attach(settings), options.pytest)
