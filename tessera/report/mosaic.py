@@ -94,14 +94,14 @@ def fill(gpus: Iterable[GpuView]) -> tuple[float, float]:
 
 
 def _draw_node(body: list[str], node: NodeView, y: int) -> int:
-    place = f"\u00a0· {node.region}" if node.region else ""
-    state = "" if node.state == "serving" else f"\u00a0· {node.state}"
+    place = f"{node.region} · " if node.region else ""
+    state = "" if node.state == "serving" else f"{node.state} · "
     memory, compute = fill(node.gpus)
     filled = node.problem or f"memory {memory:.0%}, compute {compute:.0%}"
-    about = f"{place}{state}\u00a0· {filled}"
+    about = f"{place}{state}{filled}"
     body.append(
         f'<text x="{MARGIN}" y="{y + 14}"><tspan class="n">{escape(node.name)}</tspan>'
-        f'<tspan class="s">{escape(about)}</tspan></text>'
+        f'<tspan class="s" dx="8">{escape(about)}</tspan></text>'
     )
     y += _NODE_HEAD
     for at, gpu in enumerate(node.gpus):
