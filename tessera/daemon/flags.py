@@ -58,7 +58,7 @@ class Flags:
     def add(self, name: str, purpose: str, kind: Callable[[str], T], default: str | None) -> None:
         """Declare one flag with a value; the order of precedence is command line, environment, default."""
         variable = variable_of(name)
-        shown = f" (default {default})" if default is not None else ""
+        shown = f" (default {default})" if default else ""
         self._parser.add_argument(
             name,
             metavar=name.removeprefix("--").rpartition("-")[2].upper(),
