@@ -1,180 +1,180 @@
 """`tessera mutate`: the webhook's own code on manifests, with no cluster. What it shows is what a cluster would do.
 
-The patch it prints is relative to the pod template (to the object, where that is a Pod), as in a review of a pod made from
-it. `-o yaml` and `-o diff` show whole objects.
+A patch is relative to the pod template (to the object, where that is a Pod), as in a review of a pod made from it. It can be
+applied to the template as it stands in the file, and as the API server's defaulting would show it to admission. `-o yaml`
+and `-o diff` show whole objects with their templates changed; `-o yaml` leaves out what is denied, so that it can be piped.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-import difflib
-import json
+import os
 import sys
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-import jsonpatch
 import msgspec
-import yaml
 
-from tessera.cli.manifests import ManifestError, Template, read, templates, with_template
+from tessera.cli.manifests import STDIN, Manifest, ManifestError, read
+from tessera.cli.podview import admitted, apply, decode, portable
+from tessera.cli.templates import Template, templates
+from tessera.cli.yamlreader import Object
+from tessera.cli.yamlwriter import diff, dump
 from tessera.dialects.registry import OPTIONS
 from tessera.model.config import Config, parse
 from tessera.model.errors import ConfigError, TesseraError
-from tessera.model.pod import Manifest
-from tessera.model.request import encode
+from tessera.model.request import PodRequest
 from webhook.admission.mutate import Mutator
-from webhook.admission.patch import WIRE
+from webhook.admission.validate import Validator
 
 ALLOWED: Final = 0
 DENIED: Final = 1
 UNREADABLE: Final = 2
 
-_MANIFEST: Final = msgspec.json.Decoder(Manifest)
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `tessera mutate`."""
     parser.add_argument(
-        "-f", "--filename", action="append", required=True, metavar="FILE", help="manifests, YAML or JSON; - is stdin"
-    )
+        "-f", "--filename", action="extend", nargs="+", required=True, metavar="FILE",
+        help="manifests, YAML or JSON; a folder's *.yaml, *.yml and *.json; - is standard input",
+    )  # fmt: skip
     parser.add_argument(
-        "-o", "--output", choices=("patch", "yaml", "diff", "json"), default="diff", help="what to show"
-    )
-    parser.add_argument("--config", metavar="FILE", help="config file (default: every dialect on)")
+        "-o", "--output", choices=("patch", "yaml", "diff", "json"), default="diff",
+        help="JSON patch of each pod template, whole objects, what changes in them, or one line of JSON per pod template "
+        "(default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--config", metavar="FILE", help="Tessera's config file (default: every dialect on)")
     parser.add_argument("--namespace", "-n", default="default", help="of objects that name none (default %(default)s)")
+    parser.add_argument("--no-color", action="store_true", help="plain text (also $NO_COLOR)")
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What admission says of one pod template; `-o json` writes it as it is.
+
+    Attributes:
+        kind: of the object that the template is part of.
+        name: of that object.
+        allowed: whether its pods may be.
+        message: why not.
+        warnings: for its author.
+        patch: operations relative to the template.
+        request: the request annotation's content, or None where nothing is asked.
+    """
+
+    kind: str
+    name: str
+    allowed: bool
+    message: str = ""
+    warnings: tuple[str, ...] = ()
+    patch: list[Object] = msgspec.field(default_factory=list)
+    request: PodRequest | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What admission says of one template.
+class Admission:
+    """Both halves of admission by one config: what `/mutate` does, then what `/validate` says of the result."""
 
-    Attributes:
-        pod: after the patch (as it was where denied).
-        patch: operations as plain JSON.
-        request: the request annotation's content, or None.
-    """
+    mutator: Mutator
+    validator: Validator
 
-    template: Template
-    allowed: bool
-    message: str
-    warnings: tuple[str, ...]
-    patch: list[dict[str, Any]]
-    request: dict[str, Any] | None
-    pod: dict[str, Any]
+    def judge(self, template: Template, manifest: Manifest, *, namespace: str) -> Verdict:
+        """Decide about the pods of one template.
+
+        Args:
+            template: of the object.
+            manifest: the object.
+            namespace: where the object names none.
+        """
+        kind, name = manifest.kind, manifest.name
+        try:
+            if template.problem:
+                raise ManifestError(template.problem)
+            seen = admitted(template.pod)
+            pod = decode(seen, owner=template.owner)
+            outcome = self.mutator.mutate(pod, namespace=manifest.namespace or namespace)
+            patch = portable(outcome.operations, written=template.pod, seen=seen)
+            apply(patch, seen)
+            self.validator.validate(decode(seen, owner=template.owner))
+        except TesseraError as error:
+            return Verdict(kind=kind, name=name, allowed=False, message=str(error))
+        return Verdict(
+            kind=kind, name=name, allowed=True, warnings=outcome.warnings, patch=patch, request=outcome.request
+        )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show what admission would do; 0 all allowed, 1 some denied, 2 unreadable."""
+    """Show what admission would do; 0 all allowed, 1 some denied, 2 something could not be read."""
+    program = "tessera mutate"
+    if arguments.filename.count(STDIN) > 1:
+        return _complain(f"{program}: standard input (-) can be read once")
     try:
-        mutator = Mutator(_config(arguments.config))
-        objects = [each for name in arguments.filename for each in read(_bytes(name), name=name)]
-    except (ManifestError, ConfigError) as error:
-        sys.stderr.write(f"tessera mutate: {error}\n")
-        return UNREADABLE
+        config = _config(arguments.config)
+    except ConfigError as error:
+        return _complain(f"{program}: {error}")
+    admission = Admission(Mutator(config), Validator(config))
+    show = _Show(arguments.output, colour=not arguments.no_color and _colour())
     code = ALLOWED
-    for number, manifest in enumerate(objects):
-        verdicts = [judge(mutator, each, namespace=arguments.namespace) for each in templates(manifest)]
-        if not all(verdict.allowed for verdict in verdicts):
-            code = DENIED
-        _show(arguments.output, manifest, verdicts, first=number == 0)
+    for name in arguments.filename:
+        for found in read(name, stdin=sys.stdin.buffer):
+            if isinstance(found, ManifestError):
+                code = _complain(f"{program}: {found}")
+                continue
+            there = templates(found.value)
+            verdicts = [admission.judge(each, found, namespace=arguments.namespace) for each in there]
+            show.object(found, there, verdicts)
+            if code == ALLOWED and not all(verdict.allowed for verdict in verdicts):
+                code = DENIED
     return code
 
 
-def judge(mutator: Mutator, template: Template, *, namespace: str) -> Verdict:
-    """Ask the webhook's code about one template.
+class _Show:
+    """Writes verdicts as they come: answers on standard output; unless they are JSON, reasons on standard error."""
 
-    Args:
-        mutator: by the config.
-        template: what is asked about.
-        namespace: where the object names none.
-    """
-    try:
-        pod = _MANIFEST.decode(json.dumps(template.pod).encode())
-        outcome = mutator.mutate(pod, namespace=template.namespace or namespace)
-    except (TesseraError, msgspec.MsgspecError, ValueError, RecursionError) as error:
-        message = str(error) if isinstance(error, TesseraError) else f"the pod can't be read: {error}"
-        return Verdict(template, allowed=False, message=message, warnings=(), patch=[], request=None, pod=template.pod)
-    patch = json.loads(WIRE.encode(outcome.operations))
-    return Verdict(
-        template,
-        allowed=True,
-        message="",
-        warnings=outcome.warnings,
-        patch=patch,
-        request=None if outcome.request is None else json.loads(encode(outcome.request)),
-        pod=jsonpatch.apply_patch(template.pod, patch),
-    )
+    def __init__(self, output: str, *, colour: bool) -> None:
+        self._output = output
+        self._colour = colour
+        self._shown = 0
 
-
-def _show(output: str, manifest: dict[str, Any], verdicts: list[Verdict], *, first: bool) -> None:
-    kind, name = str(manifest.get("kind", "")), _name(manifest)
-    if output != "json":
-        for verdict in verdicts:
+    def object(self, manifest: Manifest, there: list[Template], verdicts: list[Verdict]) -> None:
+        """Write what is said of one object; its templates are changed."""
+        if self._output == "json":
+            for verdict in verdicts:
+                sys.stdout.write(msgspec.json.encode(verdict).decode() + "\n")
+            return
+        title = f"{manifest.kind} {manifest.name}"
+        for template, verdict in zip(there, verdicts, strict=True):
+            where = _printable(f"{title} {template.path}".rstrip())
             if not verdict.allowed:
-                sys.stderr.write(f"{kind} {name}: denied: {verdict.message}\n")
+                _complain(f"{where}: denied: {verdict.message}")
             for warning in verdict.warnings:
-                sys.stderr.write(f"{kind} {name}: warning: {warning}\n")
-    match output:
-        case "json":
+                _complain(f"{where}: warning: {warning}")
+        if self._output == "patch":
             for verdict in verdicts:
-                line = {
-                    "kind": kind,
-                    "name": name,
-                    "allowed": verdict.allowed,
-                    "message": verdict.message,
-                    "warnings": verdict.warnings,
-                    "patch": verdict.patch,
-                    "request": verdict.request,
-                }
-                sys.stdout.write(json.dumps(line) + "\n")
-        case "patch":
-            for verdict in verdicts:
-                sys.stdout.write(json.dumps(verdict.patch, indent=1) + "\n")
-        case "yaml":
-            sys.stdout.write(("" if first else "---\n") + _yaml(_changed(manifest, verdicts)))
-        case _:
-            before, after = _yaml(manifest), _yaml(_changed(manifest, verdicts))
-            title = f"{kind} {name}"
-            for text in difflib.unified_diff(
-                before.splitlines(), after.splitlines(), title, f"{title} (admitted)", lineterm=""
-            ):
-                sys.stdout.write(_coloured(text) + "\n")
+                sys.stdout.write(_patch(verdict.patch))
+        elif all(verdict.allowed for verdict in verdicts):
+            self._whole(manifest, there, verdicts, title)
+
+    def _whole(self, manifest: Manifest, there: list[Template], verdicts: list[Verdict], title: str) -> None:
+        if self._output == "diff" and not any(verdict.patch for verdict in verdicts):
+            return
+        before = dump(manifest.value) if self._output == "diff" else ""
+        for template, verdict in zip(there, verdicts, strict=True):
+            if verdict.patch:
+                apply(verdict.patch, template.pod)
+                template.settle()
+        after = dump(manifest.value)
+        if self._output == "diff":
+            for line in diff(before, after, title=_printable(title), colour=self._colour):
+                sys.stdout.write(line + "\n")
+        else:
+            sys.stdout.write(("---\n" if self._shown else "") + after)
+        self._shown += 1
 
 
-def _changed(manifest: dict[str, Any], verdicts: list[Verdict]) -> dict[str, Any]:
-    """The object with every template that is changed in its place; untouched ones stay as they are written."""
-    changed = copy.deepcopy(manifest)
-    for verdict in verdicts:
-        if verdict.patch:
-            changed = with_template(changed, verdict.template.path, verdict.pod)
-    return changed
-
-
-def _name(manifest: dict[str, Any]) -> str:
-    metadata = manifest.get("metadata")
-    if not isinstance(metadata, dict):
-        return ""
-    return str(metadata.get("name") or metadata.get("generateName") or "")
-
-
-def _coloured(line: str) -> str:
-    if not sys.stdout.isatty() or line[:1] not in "+-@":
-        return line
-    colour = {"+": 32, "-": 31, "@": 36}[line[0]]
-    return f"\x1b[{colour}m{line}\x1b[0m"
-
-
-def _yaml(value: Any) -> str:
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Manifests without anchors: what is written once in memory may stand in two places."""
-
-    def ignore_aliases(self, _data: Any) -> bool:
-        return True
+def _patch(patch: list[Object]) -> str:
+    """A patch as JSON with one operation per line."""
+    lines = ",\n ".join(msgspec.json.encode(operation).decode() for operation in patch)
+    return f"[{lines}]\n"
 
 
 def _config(path: str | None) -> Config:
@@ -183,7 +183,7 @@ def _config(path: str | None) -> Config:
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"config {path} can't be read: {error}") from error
     try:
         return parse(text, dialects=OPTIONS)
@@ -191,11 +191,15 @@ def _config(path: str | None) -> Config:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def _bytes(name: str) -> bytes:
-    try:
-        if name == "-":
-            return sys.stdin.buffer.read()
-        with open(name, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise ManifestError(f"{name} can't be read: {error.strerror}") from error
+def _complain(text: str) -> int:
+    sys.stderr.write(_printable(text) + "\n")
+    return UNREADABLE
+
+
+def _printable(text: str) -> str:
+    """What a manifest holds may be meant for a terminal's eyes: no control character gets there."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def _colour() -> bool:
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"

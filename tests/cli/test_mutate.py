@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tessera.cli.main import main
-from tessera.cli.manifests import templates
+from tessera.cli.templates import templates
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 KEYS = ["kind", "name", "allowed", "message", "warnings", "patch", "request"]
@@ -184,14 +184,15 @@ def test_wrong_types_are_denied_with_their_place_not_a_traceback(mutate, field, 
     ("text", "message"),
     [
         ("a: [", "not YAML"),
-        ("- 1\n- 2", "document 1 is a list"),
-        ("just text", "document 1 is a str"),
-        ("kind: Pod\nkind: Pod", "line 2: key 'kind' stands twice"),
-        ("a: &a [*a]", "nested deeper"),
-        ("a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40)), "holds more than"),
+        ("- 1\n- 2", "document 1 (line 1) is a list"),
+        ("just text", "document 1 (line 1) is a single value"),
+        ("kind: Pod\nkind: Pod", "document 1, line 2: the key 'kind' stands twice"),
+        ("a: &a [*a]", "line 1: *'a' is not defined before it is used"),
+        ("a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40)), "more than 500000"),
         ("x: " + "[" * 400 + "]" * 400, "nested"),
-        ("1: a", "key 1 is no text"),
-        ("a: !!python/object/apply:os.system [id]", "not YAML"),
+        ("1: a", "document 1 (line 1) has no kind"),
+        ("kind: [Pod]", "has no kind"),
+        ("a: !!python/object/apply:os.system [id]", "has no kind"),
         (b"\xff\xfe\x00", "not UTF-8"),
         ("\tkind: Pod", "not YAML"),
     ],
