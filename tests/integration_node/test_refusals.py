@@ -73,7 +73,7 @@ async def test_a_guarantee_that_cannot_be_kept_stops_the_container_until_it_can(
     uid = cluster.pod("p", {UNITS: 8}, plan={"main": [(0, 8, 0)]}, annotations={names().guarantee: "kernel"})
     await cluster.until(lambda: cluster.events("SliceRefused"))
     assert "asks for the memory guarantee kernel" in cluster.events("SliceRefused")[0]
-    assert "kernel" in cluster.kubelet.pod(uid).waiting["main"]
+    await cluster.until(lambda: "kernel" in cluster.kubelet.pod(uid).waiting.get("main", ""))
     # The user gives in.
     stored = cluster.api.get("pods", "p", "default")
     stored["metadata"]["annotations"].pop(names().guarantee)
