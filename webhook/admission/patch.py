@@ -214,7 +214,11 @@ def _into(tree: Json, path: Steps, value: Json) -> None:
 
 
 def _out_of(tree: Json, path: Steps) -> None:
-    _below(tree, path[:-1]).pop(str(path[-1]), None)
+    for step in path[:-1]:
+        # Nothing is made on the way: what is absent need not be taken away.
+        tree = tree.get(str(step)) if isinstance(tree, dict) else None
+    if isinstance(tree, dict):
+        tree.pop(str(path[-1]), None)
 
 
 def _extend(tree: Json, path: Steps, value: Json, *, front: bool) -> None:
