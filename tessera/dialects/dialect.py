@@ -20,6 +20,16 @@ from tessera.model.request import ContainerRequest
 Options = TypeVar("Options", bound=DialectOptions)
 
 
+class ForeignOptions(DialectOptions, frozen=True, kw_only=True):
+    """What every foreign dialect can be told.
+
+    Attributes:
+        drop_node_selectors: take away the nodeSelector keys that only nodes of its own system have.
+    """
+
+    drop_node_selectors: bool = True
+
+
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
     """What one container asks in one dialect.
 
@@ -96,12 +106,13 @@ class Dialect:
         container: reads one container's resources.
         pod: reads what is asked for the whole pod (annotations, labels); counts only for containers that ask nothing in
             their own resources.
-        baggage: what else such a pod carries; asked only where the dialect was spoken.
+        baggage: what else such a pod carries; asked of every foreign dialect that is on where any of them was spoken,
+            since systems build on one another (HAMi's annotations on Volcano's pods, GKE's selectors on anybody's).
     """
 
     name: str
     about: str
-    options: type[DialectOptions] = DialectOptions
+    options: type[DialectOptions] = ForeignOptions
     resources: frozenset[str] = field(default=frozenset())
     prefixes: tuple[str, ...] = ()
     annotations: frozenset[str] = field(default=frozenset())

@@ -12,9 +12,11 @@ from typing import Annotated, Final
 
 import msgspec
 
-from tessera.dialects.dialect import Baggage, Context, Dialect, Reading
+from tessera.dialects.amounts import memory_of
+from tessera.dialects.dialect import Baggage, Context, Dialect, ForeignOptions, Reading
 from tessera.dialects.reader import ContainerReader, PodReader
-from tessera.model.config import DialectOptions
+from tessera.dialects.wished import Wished
+from tessera.model.errors import RequestError
 from tessera.model.quantity import MIB
 from tessera.model.request import container_request
 
@@ -25,15 +27,21 @@ CORES: Final = "nvidia.com/gpucores"
 PRIORITY: Final = "nvidia.com/priority"
 """HAMi's task priority: a resource that no node of ours advertises."""
 _SHARES: Final = (MEMORY, PERCENT, CORES)
-_SCHEDULERS: Final = frozenset({"hami-scheduler", "4pd-scheduler", "vgpu-scheduler"})
-_USE, _AVOID = "nvidia.com/use-gputype", "nvidia.com/nouse-gputype"
-_USE_UUID, _AVOID_UUID = "nvidia.com/use-gpuuuid", "nvidia.com/nouse-gpuuuid"
+_SCHEDULERS: Final = frozenset({"hami-scheduler", "4pd-scheduler"})
 _MODE: Final = "nvidia.com/vgpu-mode"
-_POLICY: Final = "hami.io/gpu-scheduler-policy"
-_OWN: Final = frozenset({_USE, _AVOID, _USE_UUID, _AVOID_UUID, _MODE, _POLICY, "hami.io/node-scheduler-policy"})
+WISHES: Final = Wished(
+    models=("nvidia.com/use-gputype",),
+    not_models=("nvidia.com/nouse-gputype",),
+    uuids=("nvidia.com/use-gpuuuid",),
+    not_uuids=("nvidia.com/nouse-gpuuuid",),
+    policies=("hami.io/gpu-scheduler-policy",),
+    numa=("nvidia.com/numa-bind",),
+    mig_modes=(_MODE,),
+)
+_OWN: Final = WISHES.annotations | {"hami.io/node-scheduler-policy"}
 
 
-class HamiOptions(DialectOptions, frozen=True, kw_only=True):
+class HamiOptions(ForeignOptions, frozen=True, kw_only=True):
     """What HAMi's own installation could be told.
 
     Attributes:
@@ -44,21 +52,29 @@ class HamiOptions(DialectOptions, frozen=True, kw_only=True):
 
 
 def _container(container: ContainerReader, pod: PodReader, context: Context) -> Reading | None:
+    shared = container.has(*_SHARES)
+    if not shared and (pod.tolerates_virtual or not container.has(COUNT) or not _spoken(pod)):
+        return None
     gpus = container.count(COUNT, fix=f"write whole GPUs; a share is {PERCENT} or {MEMORY}")
+    if gpus is None and COUNT in container.resources:
+        return None  # an explicit 0: HAMi gives no GPU then, whatever stands beside it
     memory = container.count(MEMORY, fix="write whole MiB")
     percent = container.percent(PERCENT)
     cores = container.percent(CORES)
-    if not (memory or percent or cores) and not (gpus and _spoken(pod)):
-        return None
+    warnings = []
     if memory:
-        percent = None  # as HAMi itself decides where both are written
+        if percent:
+            warnings.append(f"{PERCENT} is ignored beside {MEMORY}, as HAMi does")
+        percent = None
     elif not percent:
         percent = 100
     whole = percent == 100 and not cores
+    if not whole:
+        _refuse_privileged(container)
     request = container_request(
         container=container.name,
         gpus=gpus or 1,
-        memory=None if memory is None else memory * context.option(HamiOptions).memory_factor * MIB,
+        memory=None if memory is None else memory_of(memory, context.option(HamiOptions).memory_factor * MIB),
         memory_percent=percent,
         compute=100 if whole else cores,
         init=container.role == "init",
@@ -66,7 +82,8 @@ def _container(container: ContainerReader, pod: PodReader, context: Context) -> 
     if request is None:
         return None
     names = (COUNT, *_SHARES, PRIORITY)
-    return Reading(request=request, resources=tuple(name for name in names if name in container.resources))
+    taken = tuple(name for name in names if name in container.resources)
+    return Reading(request=request, resources=taken, warnings=tuple(warnings))
 
 
 def _spoken(pod: PodReader) -> bool:
@@ -74,28 +91,22 @@ def _spoken(pod: PodReader) -> bool:
     return (
         pod.scheduler in _SCHEDULERS
         or not _OWN.isdisjoint(pod.annotations)
-        or any(container.has(*_SHARES) for container in pod.containers)
+        or any(PRIORITY in container.resources or container.has(*_SHARES) for container in pod.containers)
     )
 
 
+def _refuse_privileged(container: ContainerReader) -> None:
+    security = container.container.security_context
+    if security is not None and security.privileged:
+        raise RequestError(
+            "is privileged and asks for a share of a GPU, but would see all of every GPU",
+            container=container.name,
+            fix="drop securityContext.privileged, or ask for whole GPUs",
+        )
+
+
 def _baggage(pod: PodReader, context: Context) -> Baggage:
-    found, names = pod.annotations, context.names
-    ours: dict[str, str] = {}
-    warnings = []
-    models = [part.strip() for part in found.get(_USE, "").split(",") if part.strip()]
-    models += [f"-{part.strip()}" for part in found.get(_AVOID, "").split(",") if part.strip()]
-    if models:
-        ours[names.gpu_models] = ",".join(models)
-    if found.get(_USE_UUID, "").strip():
-        ours[names.gpu_uuids] = found[_USE_UUID]
-    if found.get(_AVOID_UUID, "").strip():
-        warnings.append(f"{_AVOID_UUID} has no equivalent and is not honoured; {names.gpu_uuids} names GPUs to use")
-    policy = {"binpack": "pack", "spread": "spread"}.get(found.get(_POLICY, ""))
-    if policy:
-        ours[names.gpu_placement] = policy
-    if found.get(_MODE) == "mig":
-        warnings.append(f"{_MODE}: mig asks for hardware isolation, which a slice is not; ask for a MIG instance")
-    return Baggage(annotations=ours, warnings=tuple(warnings))
+    return WISHES.baggage(pod, context)
 
 
 DIALECT: Final = Dialect(

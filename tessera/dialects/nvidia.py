@@ -1,43 +1,113 @@
-"""NVIDIA's own plugin: a plain ``nvidia.com/gpu`` is a whole card.
+"""NVIDIA's own plugin: whole cards, replicas of a shared card, MIG instances.
 
-By default such pods are left alone, since NVIDIA's plugin may serve other nodes of the same cluster. Where Tessera has
-taken over, ``nvidia: {whole: true}`` makes them whole GPUs of ours. MIG instances and DRA claims are never touched.
+By default such pods are left alone, since NVIDIA's plugin may serve other nodes of the same cluster, what a replica holds is
+known to its node only, and a MIG instance can't be cut further. Where Tessera has taken over, options turn each of them
+into ours. DRA claims are never touched.
 """
 
 from __future__ import annotations
 
-from typing import Final
+import re
+from typing import Annotated, Final
 
-from tessera.dialects.dialect import Context, Dialect, Reading
+import msgspec
+
+from tessera.dialects.dialect import Context, Dialect, ForeignOptions, Reading
 from tessera.dialects.reader import ContainerReader, PodReader
-from tessera.model.config import DialectOptions
-from tessera.model.request import container_request
+from tessera.model.errors import RequestError
+from tessera.model.request import ContainerRequest, container_request
 
 COUNT: Final = "nvidia.com/gpu"
+SHARED: Final = "nvidia.com/gpu.shared"
+PRODUCT: Final = "nvidia.com/gpu.product"
+MIG: Final = "nvidia.com/mig-"
+_MIG: Final = re.compile(r"nvidia\.com/mig-([1-7]g\.[0-9]{1,3}gb(?:\.[a-z0-9.]{1,16})?)", re.ASCII)
 
 
-class NvidiaOptions(DialectOptions, frozen=True, kw_only=True):
-    """Whether plain cards are ours.
+class NvidiaOptions(ForeignOptions, frozen=True, kw_only=True):
+    """What of NVIDIA's plugin is ours.
 
     Attributes:
         whole: true reads ``nvidia.com/gpu: N`` as N whole GPUs.
+        shared_percent: percent of a card's memory that one replica stands for (``nvidia.com/gpu.shared``, and
+            ``nvidia.com/gpu`` where the pod selects a ``-SHARED`` product); 0 leaves replicas alone.
+        mig: true reads ``nvidia.com/mig-…`` as our ticket of the same instance.
     """
 
     whole: bool = False
+    shared_percent: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
+    mig: bool = False
 
 
-def _container(container: ContainerReader, _pod: PodReader, context: Context) -> Reading | None:
-    if not context.option(NvidiaOptions).whole:
+def is_replica(pod: PodReader) -> bool:
+    """Whether ``nvidia.com/gpu`` in this pod is a replica of a shared card or a MIG instance rather than a card."""
+    selector = pod.selector
+    return selector.get(PRODUCT, "").endswith("-SHARED") or any(
+        key.startswith("cloud.google.com/gke-gpu-") for key in selector
+    )
+
+
+def _container(container: ContainerReader, pod: PodReader, context: Context) -> Reading | None:
+    options = context.option(NvidiaOptions)
+    found = [
+        reading
+        for reading in (
+            _replicas(container, pod, options),
+            _cards(container, pod, options),
+            _instances(container, options),
+        )
+        if reading is not None
+    ]
+    if len(found) > 1:
+        raise RequestError(
+            "asks for " + " and ".join(name for reading in found for name in reading.resources),
+            container=container.name,
+            fix="ask for one kind of GPU in one container",
+        )
+    return found[0] if found else None
+
+
+def _cards(container: ContainerReader, pod: PodReader, options: NvidiaOptions) -> Reading | None:
+    if not options.whole or is_replica(pod) or pod.tolerates_virtual:
         return None
-    gpus = container.count(COUNT, fix=f"write whole GPUs; a share is {context.names.gpu_compute}")
+    gpus = container.count(COUNT, fix="write whole GPUs")
     request = container_request(container=container.name, gpus=gpus, init=container.role == "init")
     return None if request is None else Reading(request=request, resources=(COUNT,))
+
+
+def _replicas(container: ContainerReader, pod: PodReader, options: NvidiaOptions) -> Reading | None:
+    name = COUNT if pod.selector.get(PRODUCT, "").endswith("-SHARED") and COUNT in container.resources else SHARED
+    replicas = container.count(name) if options.shared_percent else None
+    if replicas is None:
+        return None
+    # More replicas give no more of a card than one: NVIDIA's plugin may take them all from the same.
+    request = ContainerRequest(gpus=1, memory_percent=options.shared_percent, init=container.role == "init")
+    return Reading(request=request, resources=(name,))
+
+
+def _instances(container: ContainerReader, options: NvidiaOptions) -> Reading | None:
+    asked = [
+        (name, count, match.group(1))
+        for name in container.resources
+        if options.mig and (match := _MIG.fullmatch(name)) and (count := container.count(name)) is not None
+    ]
+    if len(asked) > 1:
+        raise RequestError(
+            "asks for " + " and ".join(name for name, _, _ in asked),
+            container=container.name,
+            fix="ask for instances of one MIG profile in one container",
+        )
+    if not asked:
+        return None
+    name, count, profile = asked[0]
+    return Reading(request=ContainerRequest(gpus=count, mig=profile, init=container.role == "init"), resources=(name,))
 
 
 DIALECT: Final = Dialect(
     name="nvidia",
     about="NVIDIA's device plugin",
     options=NvidiaOptions,
-    resources=frozenset({COUNT}),
+    resources=frozenset({COUNT, SHARED}),
+    prefixes=(MIG,),
     container=_container,
 )

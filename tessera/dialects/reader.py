@@ -6,7 +6,7 @@ a moment later: fractions of extended resources, amounts in requests only, reque
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import Final
 
@@ -15,6 +15,9 @@ from tessera.model.pod import Manifest, ManifestContainer, Role, role
 from tessera.model.quantity import Raw, parse
 
 _LONGEST: Final = 80
+_VIRTUAL_LABELS: Final = ("alibabacloud.com/eci", "alibabacloud.com/acs")
+_CLASS: Final = "alibabacloud.com/compute-class"
+_VIRTUAL_TAINT: Final = "virtual-kubelet.io/provider"
 
 
 class ContainerReader:
@@ -78,7 +81,11 @@ class ContainerReader:
 
     def has(self, *names: str) -> bool:
         """Whether any of the names is asked for, with an amount other than zero."""
-        return any(self.amount(name) is not None for name in names)
+        return any(name in self.resources and self.amount(name) is not None for name in names)
+
+    def present(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Those of the names that stand in its resources, at zero too."""
+        return tuple(name for name in names if name in self.resources)
 
 
 class PodReader:
@@ -102,6 +109,23 @@ class PodReader:
     def scheduler(self) -> str:
         """The scheduler that the pod names, or ""."""
         return self.pod.spec.scheduler_name
+
+    @property
+    def tolerates_virtual(self) -> bool:
+        """Whether the pod may go to a virtual node, where a vendor's ``nvidia.com/gpu`` is the only request understood."""
+        return any(toleration.key == _VIRTUAL_TAINT for toleration in self.pod.spec.tolerations or ())
+
+    @property
+    def virtual(self) -> str:
+        """What sends the pod to a virtual node and nowhere else, or ""."""
+        labels = self.labels
+        if labels:
+            for label in _VIRTUAL_LABELS:
+                if labels.get(label) == "true":
+                    return f"label {label}"
+            if _CLASS in labels:
+                return f"label {_CLASS}"
+        return "nodeSelector type=virtual-kubelet" if self.selector.get("type") == "virtual-kubelet" else ""
 
     def container(self, name: str | None, *, by: str) -> ContainerReader:
         """The container that a pod-wide request speaks for: the one named, else the first that is no init container.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tessera.dialects.reader import ContainerReader, PodReader
-from tessera.dialects.registry import Dialects, Recognition
+from tessera.dialects.recognise import Dialects, Recognition
 from tessera.model.config import Config
 from tessera.model.errors import RequestError
 from tessera.model.names import Names

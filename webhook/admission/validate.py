@@ -7,7 +7,7 @@ count is no longer what the user asked, so such a pod is refused here rather tha
 from __future__ import annotations
 
 from tessera.dialects.reader import PodReader
-from tessera.dialects.registry import Dialects
+from tessera.dialects.recognise import Dialects
 from tessera.model.config import Config
 from tessera.model.errors import AnnotationError, RequestError
 from tessera.model.pod import Manifest

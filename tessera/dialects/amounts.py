@@ -1,0 +1,109 @@
+"""Numbers that foreign dialects have in common: units that have to be guessed, totals, fractions of a card.
+
+The API server hands quantities on in canonical form (``3000`` arrives as ``3k``, ``8192Mi`` as ``8Gi``), so a unit can't be
+read off the spelling. It can be read off the size: no card has more than `LARGEST_CARD`, so a number that would be more
+in the dialect's own unit was written in a smaller one.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Final
+
+from tessera.dialects.reader import ContainerReader, PodReader
+from tessera.model.errors import RequestError
+from tessera.model.quantity import GIB, MIB
+
+LARGEST_CARD: Final = 1024 * GIB
+"""Bytes that no card has; the largest sold in 2026 has 288 GB."""
+_SMALLER: Final = (GIB, MIB, 1)
+
+
+def memory_of(number: int, unit: int) -> int:
+    """Bytes meant by a number for one GPU: in the dialect's unit, or in a smaller one where no card is that large.
+
+    Args:
+        number: as written.
+        unit: bytes of one.
+    """
+    for candidate in (unit, *(smaller for smaller in _SMALLER if smaller < unit)):
+        if number * candidate <= LARGEST_CARD:
+            return number * candidate
+    return number
+
+
+def share(total: int, gpus: int, name: str, container: str) -> int:
+    """Divide a total over GPUs.
+
+    Raises:
+        RequestError: it doesn't divide exactly.
+    """
+    if total % gpus:
+        raise RequestError(
+            f"{name}: a total of {total} does not divide evenly over {gpus} GPUs",
+            container=container,
+            fix=f"write a multiple of {gpus}",
+        )
+    return total // gpus
+
+
+def percent_of_one(value: int | None, name: str, container: str) -> int | None:
+    """Check a percentage of one GPU; 0 and None are not asked.
+
+    Raises:
+        RequestError: above 100.
+    """
+    if value is not None and value > 100:
+        raise RequestError(
+            f"{name}: {value} is more than 100 percent of a GPU", container=container, fix="write 1 to 100"
+        )
+    return value or None
+
+
+def fraction_percent(value: Fraction) -> int:
+    """A fraction of a card as a percentage: rounded down, so that three thirds fit on a card; at least 1."""
+    return max(1, int(value * 100))
+
+
+def cards_or_share(percent: int, name: str, container: str) -> int:
+    """The number of whole cards in a percentage of 100 or more, 0 where it is a share of one.
+
+    Raises:
+        RequestError: above 100 and no multiple of it.
+    """
+    if percent < 100:
+        return 0
+    if percent % 100:
+        raise RequestError(
+            f"{name}: {percent} is neither a share of one GPU nor a number of whole ones",
+            container=container,
+            fix="write less than 100, or a multiple of 100",
+        )
+    return percent // 100
+
+
+def label_count(pod: PodReader, label: str) -> int:
+    """A number of GPUs that stands in a pod label; 1 where it is absent or zero.
+
+    Raises:
+        RequestError: no whole number.
+    """
+    text = pod.labels.get(label)
+    return 1 if text is None else text_count(pod, text, f"label {label}") or 1
+
+
+def text_count(pod: PodReader, text: str, name: str) -> int | None:
+    """A whole number that stands in an annotation or label; None where it is zero.
+
+    Raises:
+        RequestError: no whole number.
+    """
+    found = pod.text_amount(text, name)
+    if found is not None and found.denominator != 1:
+        raise RequestError(f"{name}: {text[:64]} is not a whole number", fix="write one without a fraction")
+    return None if found is None else found.numerator
+
+
+def first_container(pod: PodReader) -> ContainerReader:
+    """The container that pod-wide requests speak for where nothing names another."""
+    return pod.container(None, by="")

@@ -1,0 +1,292 @@
+"""What a pod asks for in all dialects together.
+
+Resources of a container win over what annotations and labels ask for the whole pod. Two dialects in one container have to
+ask for the same; two containers may speak two dialects. A plain ``nvidia.com/gpu`` beside them can only be meant of our
+nodes, since NVIDIA's plugin does not serve those: in the same container it has to agree, in another one it is whole cards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from tessera.dialects import acs, cce, gke, hami, nvidia
+from tessera.dialects.dialect import Context, Dialect, ForeignOptions, Reading, no_baggage, no_pod
+from tessera.dialects.native import native, tickets
+from tessera.dialects.reader import ContainerReader, PodReader
+from tessera.dialects.registry import FOREIGN, OPTIONS
+from tessera.model.config import Config
+from tessera.model.errors import AnnotationError, RequestError
+from tessera.model.pod import Manifest
+from tessera.model.request import VERSION, ContainerRequest, PodRequest, container_request, decode
+from tessera.model.tickets import DIALECT as TICKETS
+from tessera.model.tickets import asks, describe
+
+_MIRROR: Final = "kubernetes.io/config.mirror"
+_OF_NVIDIA: Final = frozenset(dialect.DIALECT.name for dialect in (gke, cce, hami, nvidia))
+"""Dialects that read ``nvidia.com/gpu``, which on a virtual node is its vendor's."""
+_FOREIGN: Final = frozenset(dialect.name for dialect in FOREIGN)
+
+Said = dict[str, list[tuple[str, Reading]]]
+"""By container: (dialect, reading), which all have to agree."""
+
+
+class Recognition(msgspec.Struct, frozen=True, kw_only=True):
+    """What a pod asks for, and what of it is to be taken away or added once it has been understood.
+
+    Attributes:
+        request: what goes into the request annotation.
+        resources: by container name, resource names that said so.
+        annotations: of ours, that translate wishes of other systems.
+        selectors: nodeSelector keys of other systems.
+        foreign: another system's dialect was spoken: what ties the pod to that system no longer holds.
+        warnings: for the pod's author, each at most 120 characters.
+    """
+
+    request: PodRequest
+    resources: Mapping[str, tuple[str, ...]]
+    annotations: Mapping[str, str]
+    selectors: tuple[str, ...]
+    foreign: bool
+    warnings: tuple[str, ...]
+
+
+class Dialects:
+    """The dialects of one config. Make it once per config: it holds the triggers as sets."""
+
+    def __init__(self, config: Config) -> None:
+        """Take the dialects that the config leaves on."""
+        self._names = config.names
+        table = (tickets(self._names), native(self._names), *FOREIGN)
+        options = {dialect.name: config.dialects.get(dialect.name) or dialect.options() for dialect in table}
+        self.active: tuple[Dialect, ...] = tuple(d for d in table if options[d.name].enabled)
+        self._contexts = {dialect.name: Context(self._names, options[dialect.name]) for dialect in self.active}
+        self._resources = frozenset().union(*(dialect.resources for dialect in self.active))
+        self._prefixes = tuple(prefix for dialect in self.active for prefix in dialect.prefixes)
+        self._texts = frozenset().union(*(dialect.annotations | dialect.labels for dialect in self.active))
+        self._text_prefixes = tuple(prefix for dialect in self.active for prefix in dialect.annotation_prefixes)
+        self._by_resource: dict[str, tuple[int, ...]] = {}
+        for at, dialect in enumerate(self.active):
+            for name in dialect.resources:
+                self._by_resource[name] = (*self._by_resource.get(name, ()), at)
+        self._pod_rules = tuple(dialect for dialect in self.active if dialect.pod is not no_pod)
+        self._carriers = tuple(dialect for dialect in self.active if dialect.baggage is not no_baggage)
+
+    def recognise(self, pod: Manifest) -> Recognition | None:
+        """Read a pod in every dialect that is on.
+
+        Returns:
+            None where it asks for no GPU, or asks for one that is not ours to give: mirror pods, virtual nodes, plain
+            cards of NVIDIA's plugin.
+
+        Raises:
+            RequestError: what it asks contradicts itself or is out of range.
+        """
+        reader = PodReader(pod)
+        if not self._triggered(reader) or _MIRROR in reader.annotations:
+            return None
+        virtual = reader.virtual
+        said = self._resource_level(pod, reader, virtual=bool(virtual))
+        for name, found in self._pod_level(reader).items():
+            said.setdefault(name, found)
+        if not said:
+            return None
+        if virtual:
+            _refuse_virtual(said, virtual)
+        else:
+            self._plain_cards(reader, said)
+        order = [container for container in reader.containers if container.name in said]
+        spoken = {dialect for container in order for dialect, _ in said[container.name]}
+        first = said[order[0].name][0][0]
+        request = PodRequest(
+            v=VERSION,
+            dialect=first,
+            containers={container.name: _labelled(said[container.name], first) for container in order},
+        )
+        _one_gpu_with_init(order, request)
+        converted = not spoken.isdisjoint(_FOREIGN)
+        annotations, selectors, warnings = self._baggage(reader) if converted else ({}, (), ())
+        readings = [reading for found in said.values() for _, reading in found]
+        return Recognition(
+            request=request,
+            resources=self._taken(reader, said, spoken),
+            annotations=annotations,
+            selectors=selectors,
+            foreign=converted,
+            warnings=tuple(dict.fromkeys((*(w for each in readings for w in each.warnings), *warnings))),
+        )
+
+    def _triggered(self, reader: PodReader) -> bool:
+        """Whether any name in the pod may ask in a dialect: sets first, so that other pods cost nothing."""
+        for container in reader.containers:
+            names = container.resources.keys()
+            if not self._resources.isdisjoint(names) or any(name.startswith(self._prefixes) for name in names):
+                return True
+        texts = reader.annotations.keys() | reader.labels.keys()
+        if not self._texts.isdisjoint(texts) or self._names.container in reader.annotations:
+            return True
+        return bool(self._text_prefixes) and any(name.startswith(self._text_prefixes) for name in texts)
+
+    def _resource_level(self, pod: Manifest, reader: PodReader, *, virtual: bool) -> Said:
+        """What the containers' resources say."""
+        said: Said = {}
+        if TICKETS in self._contexts:
+            known = _annotated(pod, self._names.request)
+            for ask in asks(pod, self._names):
+                plain = msgspec.structs.replace(ask.request, dialect=None)
+                said[ask.container] = [(_dialect_of(ask.container, ask.request, known), Reading(request=plain))]
+        for container in reader.containers:
+            read: set[str] = set()
+            for dialect in self._owners(container):
+                # A name that one dialect has read as its own (nvidia.com/gpu) is not read again by the next.
+                if (virtual and dialect.name in _OF_NVIDIA) or not any(
+                    dialect.owns(name) and name not in read for name in container.resources
+                ):
+                    continue
+                reading = dialect.container(container, reader, self._contexts[dialect.name])
+                if reading is not None:
+                    read.update(reading.resources)
+                    _agree(said.setdefault(container.name, []), dialect.name, reading, container.name)
+        return said
+
+    def _owners(self, container: ContainerReader) -> list[Dialect]:
+        """The dialects that own a name in the container's resources, in the table's order."""
+        found: set[int] = set()
+        for name in container.resources:
+            found.update(self._by_resource.get(name, ()))
+            if name.startswith(self._prefixes):
+                found.update(at for at, dialect in enumerate(self.active) if dialect.owns(name))
+        return [self.active[at] for at in sorted(found)]
+
+    def _pod_level(self, reader: PodReader) -> Said:
+        """What annotations and labels say."""
+        said: Said = {}
+        for dialect in self._pod_rules:
+            for name, reading in dialect.pod(reader, self._contexts[dialect.name]).items():
+                _agree(said.setdefault(name, []), dialect.name, reading, name)
+        return said
+
+    def _plain_cards(self, reader: PodReader, said: Said) -> None:
+        """Cards of NVIDIA's plugin in a pod that asks for ours as well."""
+        context = self._contexts.get(nvidia.DIALECT.name)
+        if context is None or nvidia.is_replica(reader):
+            return
+        for container in reader.containers:
+            if nvidia.COUNT not in container.resources:
+                continue
+            there = said.get(container.name, [])
+            if any(nvidia.COUNT in reading.resources for _, reading in there):
+                continue
+            request = container_request(
+                container=container.name,
+                gpus=container.count(nvidia.COUNT, fix="write whole GPUs"),
+                init=container.role == "init",
+            )
+            if request is None:
+                continue
+            warning = f'container "{container.name[:40]}": {nvidia.COUNT} becomes whole GPUs of ours beside slices'
+            reading = Reading(request=request, resources=(nvidia.COUNT,), warnings=() if there else (warning,))
+            _agree(said.setdefault(container.name, []), nvidia.DIALECT.name, reading, container.name)
+
+    def _baggage(self, reader: PodReader) -> tuple[dict[str, str], tuple[str, ...], tuple[str, ...]]:
+        """Wishes, selectors and warnings of every foreign dialect; the first one's wish counts."""
+        annotations: dict[str, str] = {}
+        selectors: dict[str, None] = {}
+        warnings: list[str] = []
+        for dialect in self._carriers:
+            context = self._contexts[dialect.name]
+            found = dialect.baggage(reader, context)
+            annotations = {**found.annotations, **annotations}
+            warnings += found.warnings
+            if context.option(ForeignOptions).drop_node_selectors:
+                selectors.update(dict.fromkeys(key for key in found.selectors if key in reader.selector))
+        return annotations, tuple(selectors), tuple(warnings)
+
+    def _taken(self, reader: PodReader, said: Said, spoken: set[str]) -> dict[str, tuple[str, ...]]:
+        """Names to take away: those that were read, our own, and what the dialects spoken left unread at zero."""
+        taken = {}
+        own = frozenset(self._names.asks)
+        dialects = [dialect for dialect in self.active if dialect.name in spoken and dialect.name != TICKETS]
+        for container in reader.containers:
+            names = {name for _, reading in said.get(container.name, ()) for name in reading.resources}
+            for name in container.resources:
+                if name in own or (any(d.owns(name) for d in dialects) and container.amount(name) is None):
+                    names.add(name)
+            if names:
+                taken[container.name] = tuple(sorted(names))
+        return taken
+
+
+def _refuse_virtual(said: Said, virtual: str) -> None:
+    """A virtual node has no device plugin of ours: whole cards of its vendor stay as they are, slices can't be.
+
+    ACS's own sharing is the exception: every pod that asks in it carries such a label, whichever cluster it comes to.
+    """
+    for container, found in said.items():
+        if any(dialect != acs.DIALECT.name for dialect, _ in found):
+            raise RequestError(
+                f"asks for a slice, but {virtual} sends the pod to a virtual node, where no device plugin runs",
+                container=container,
+                fix=f"ask for whole cards ({nvidia.COUNT}), or remove the label",
+            )
+
+
+def _agree(said: list[tuple[str, Reading]], dialect: str, reading: Reading, container: str) -> None:
+    for other, before in said:
+        if before.request.amounts() != reading.request.amounts():
+            raise RequestError(
+                f"asks for {describe(before.request)} in the dialect {other} and for {describe(reading.request)} in {dialect}",
+                container=container,
+                fix="keep one of the two",
+            )
+    said.append((dialect, reading))
+
+
+def _labelled(said: list[tuple[str, Reading]], first: str) -> ContainerRequest:
+    dialect, reading = said[0]
+    return msgspec.structs.replace(reading.request, dialect=None if dialect == first else dialect)
+
+
+def _annotated(pod: Manifest, name: str) -> PodRequest | None:
+    text = pod.metadata.annotation(name)
+    try:
+        return decode(text) if text is not None else None
+    except AnnotationError:
+        return None
+
+
+def _dialect_of(container: str, request: ContainerRequest, known: PodRequest | None) -> str:
+    """The dialect that tickets came from: an earlier pass noted it, if the request is the one it noted."""
+    noted = known.containers.get(container) if known else None
+    if known is None or noted is None or noted != request:
+        return TICKETS
+    dialect = noted.dialect or known.dialect
+    return dialect if dialect in OPTIONS else TICKETS
+
+
+def _one_gpu_with_init(order: list[ContainerReader], request: PodRequest) -> None:
+    """The kubelet hands a plain init container's IDs on at random, so all of its pod has to be on one GPU."""
+    init = next((container for container in order if container.role == "init"), None)
+    if init is None:
+        return
+    fix = "make it a sidecar (restartPolicy: Always), or ask nothing in the init container"
+    memory = compute = 0
+    for container in order:
+        asked = request.containers[container.name]
+        if asked.gpus > 1:
+            raise RequestError(
+                f'asks for {asked.gpus} GPUs in a pod whose init container "{init.name}" asks for a GPU too',
+                container=container.name,
+                fix=fix,
+            )
+        if container.role != "init":
+            memory += 100 if asked.whole else asked.memory_percent or 0
+            compute += 100 if asked.whole else asked.compute or 0
+    if memory > 100 or compute > 100:
+        raise RequestError(
+            f"asks for {max(memory, compute)} percent of one GPU in all, and its init container keeps it to one",
+            container=init.name,
+            fix=fix,
+        )
