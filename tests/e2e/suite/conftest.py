@@ -64,6 +64,10 @@ class Space:
 
         return self.api.wait(f"{self.path}/{name}", look, seconds=seconds)
 
+    def waiting(self, name: str) -> Pod:
+        """Wait until the scheduler has found no place for a pod."""
+        return self.until(name, is_unschedulable)
+
     def run(self, *pods: Pod, seconds: float = 60) -> list[Pod]:
         """Create pods and wait until they are ready."""
         self.create(*pods)
@@ -113,6 +117,10 @@ class Space:
 def is_running(pod: Pod) -> bool:
     conditions = pod.get("status", {}).get("conditions", [])
     return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+
+
+def is_unschedulable(pod: Pod) -> bool:
+    return any(each.get("reason") == "Unschedulable" for each in pod.get("status", {}).get("conditions", []))
 
 
 @pytest.fixture

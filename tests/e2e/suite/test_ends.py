@@ -11,7 +11,7 @@ STUBBORN = ["sleep", "100000"]
 def test_deleted_before_it_is_bound(space):
     space.run(*(pods.pod(f"full{number}", {"gpu": 1}) for number in range(4)))
     space.create(pods.pod("waits", {"gpu-memory": "8Gi"}))
-    space.until("waits", lambda pod: bool(pod["status"].get("conditions")))
+    space.waiting("waits")
 
     space.delete("waits")
     space.gone("waits")
@@ -46,7 +46,7 @@ def test_a_long_goodbye_holds_the_slice(space):
 
     space.delete("p0", gracePeriodSeconds=8)
     # It is marked, and its container runs on.
-    space.until("next", lambda pod: any(each["reason"] == "Unschedulable" for each in pod["status"]["conditions"]))
+    space.waiting("next")
     assert space.get("p0")["metadata"]["deletionTimestamp"]
     assert "p0" in truth.pod_resources(space.cluster)
     assert not space.get("next")["spec"].get("nodeName")

@@ -99,7 +99,7 @@ def test_a_pod_with_a_node_name_has_no_plan_and_one_gpu(space):
 def test_a_pod_that_does_not_fit_waits_with_a_reason_and_runs_when_a_slice_is_free(space):
     space.run(*(pods.pod(f"full{number}", {"gpu": 1}) for number in range(4)))
     space.create(pods.pod("waits", {"gpu-memory": "8Gi"}))
-    space.until("waits", lambda pod: any(each.get("reason") == "Unschedulable" for each in conditions(pod)))
+    space.waiting("waits")
 
     space.delete("full2")
 
@@ -114,7 +114,3 @@ def test_a_freed_slice_is_used_again(space):
         space.just()
         space.delete(f"p{number}")
         space.gone(f"p{number}")
-
-
-def conditions(pod):
-    return pod.get("status", {}).get("conditions", [])
