@@ -24,7 +24,7 @@ def native(names: Names) -> Dialect:
         name=NATIVE,
         about="Tessera's own names",
         resources=frozenset(names.asks),
-        annotations=frozenset(names.asks),
+        annotations=frozenset((*names.asks, names.container)),
         container=_container,
         pod=_pod,
     )

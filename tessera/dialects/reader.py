@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
+from functools import lru_cache
 from typing import Final
 
 from tessera.model.errors import QuantityError, RequestError
@@ -166,12 +167,18 @@ def read_amount(raw: Raw, name: str, *, container: str) -> Fraction | None:
         RequestError: not a quantity, or negative.
     """
     try:
-        found = parse(raw)
+        found = _parsed(raw)
     except QuantityError as error:
         raise RequestError(f"{name}: {error}", container=container, fix="correct it, or leave it out") from error
-    if found < 0:
+    if found.numerator < 0:
         raise RequestError(f"{name}: {raw} is negative", container=container, fix="write a positive amount")
     return found or None
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _parsed(raw: Raw) -> Fraction:
+    """Remembered, within bounds: exact arithmetic costs microseconds, and pods ask for the same amounts over and over."""
+    return parse(raw)
 
 
 def as_count(found: Fraction, name: str, *, container: str, fix: str = "write a whole number") -> int:

@@ -38,6 +38,7 @@ class Recognition(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         request: what goes into the request annotation.
+        containers: all of the pod's, as they were read.
         resources: by container name, resource names that said so.
         annotations: of ours, that translate wishes of other systems.
         selectors: nodeSelector keys of other systems.
@@ -46,6 +47,7 @@ class Recognition(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     request: PodRequest
+    containers: tuple[ContainerReader, ...]
     resources: Mapping[str, tuple[str, ...]]
     annotations: Mapping[str, str]
     selectors: tuple[str, ...]
@@ -59,19 +61,20 @@ class Dialects:
     def __init__(self, config: Config) -> None:
         """Take the dialects that the config leaves on."""
         self._names = config.names
-        table = (tickets(self._names), native(self._names), *FOREIGN)
+        self._tickets = tickets(self._names)
+        table = (self._tickets, native(self._names), *FOREIGN)
         options = {dialect.name: config.dialects.get(dialect.name) or dialect.options() for dialect in table}
         self.active: tuple[Dialect, ...] = tuple(d for d in table if options[d.name].enabled)
         self._contexts = {dialect.name: Context(self._names, options[dialect.name]) for dialect in self.active}
-        self._resources = frozenset().union(*(dialect.resources for dialect in self.active))
         self._prefixes = tuple(prefix for dialect in self.active for prefix in dialect.prefixes)
-        self._texts = frozenset().union(*(dialect.annotations | dialect.labels for dialect in self.active))
         self._text_prefixes = tuple(prefix for dialect in self.active for prefix in dialect.annotation_prefixes)
         self._by_resource: dict[str, tuple[int, ...]] = {}
+        self._by_text: dict[str, tuple[int, ...]] = {}
         for at, dialect in enumerate(self.active):
             for name in dialect.resources:
                 self._by_resource[name] = (*self._by_resource.get(name, ()), at)
-        self._pod_rules = tuple(dialect for dialect in self.active if dialect.pod is not no_pod)
+            for name in dialect.annotations | dialect.labels if dialect.pod is not no_pod else ():
+                self._by_text[name] = (*self._by_text.get(name, ()), at)
         self._carriers = tuple(dialect for dialect in self.active if dialect.baggage is not no_baggage)
 
     def recognise(self, pod: Manifest) -> Recognition | None:
@@ -85,11 +88,13 @@ class Dialects:
             RequestError: what it asks contradicts itself or is out of range.
         """
         reader = PodReader(pod)
-        if not self._triggered(reader) or _MIRROR in reader.annotations:
+        owners = {container.name: self._owners(container) for container in reader.containers}
+        speakers = self._speakers(reader)
+        if not (speakers or any(owners.values())) or _MIRROR in reader.annotations:
             return None
         virtual = reader.virtual
-        said = self._resource_level(pod, reader, virtual=bool(virtual))
-        for name, found in self._pod_level(reader).items():
+        said = self._resource_level(pod, reader, owners, virtual=bool(virtual))
+        for name, found in self._pod_level(reader, speakers).items():
             said.setdefault(name, found)
         if not said:
             return None
@@ -111,6 +116,7 @@ class Dialects:
         readings = [reading for found in said.values() for _, reading in found]
         return Recognition(
             request=request,
+            containers=reader.containers,
             resources=self._taken(reader, said, spoken),
             annotations=annotations,
             selectors=selectors,
@@ -118,28 +124,44 @@ class Dialects:
             warnings=tuple(dict.fromkeys((*(w for each in readings for w in each.warnings), *warnings))),
         )
 
-    def _triggered(self, reader: PodReader) -> bool:
-        """Whether any name in the pod may ask in a dialect: sets first, so that other pods cost nothing."""
-        for container in reader.containers:
-            names = container.resources.keys()
-            if not self._resources.isdisjoint(names) or any(name.startswith(self._prefixes) for name in names):
-                return True
-        texts = reader.annotations.keys() | reader.labels.keys()
-        if not self._texts.isdisjoint(texts) or self._names.container in reader.annotations:
-            return True
-        return bool(self._text_prefixes) and any(name.startswith(self._text_prefixes) for name in texts)
+    def _owners(self, container: ContainerReader) -> list[Dialect]:
+        """The dialects that own a name in the container's resources, in the table's order."""
+        found: set[int] = set()
+        for name in container.resources:
+            if at := self._by_resource.get(name):
+                found.update(at)
+            if name.startswith(self._prefixes):
+                found.update(at for at, dialect in enumerate(self.active) if dialect.owns(name))
+        return [self.active[at] for at in sorted(found)] if found else []
 
-    def _resource_level(self, pod: Manifest, reader: PodReader, *, virtual: bool) -> Said:
+    def _speakers(self, reader: PodReader) -> list[Dialect]:
+        """The dialects that own an annotation or a label of the pod, in the table's order."""
+        found: set[int] = set()
+        for texts in (reader.annotations, reader.labels):
+            for name in texts:
+                if at := self._by_text.get(name):
+                    found.update(at)
+                elif self._text_prefixes and name.startswith(self._text_prefixes):
+                    found.update(
+                        at
+                        for at, dialect in enumerate(self.active)
+                        if dialect.annotation_prefixes and name.startswith(dialect.annotation_prefixes)
+                    )
+        return [self.active[at] for at in sorted(found)] if found else []
+
+    def _resource_level(
+        self, pod: Manifest, reader: PodReader, owners: Mapping[str, list[Dialect]], *, virtual: bool
+    ) -> Said:
         """What the containers' resources say."""
         said: Said = {}
-        if TICKETS in self._contexts:
+        if any(self._tickets in found for found in owners.values()):
             known = _annotated(pod, self._names.request)
             for ask in asks(pod, self._names):
                 plain = msgspec.structs.replace(ask.request, dialect=None)
                 said[ask.container] = [(_dialect_of(ask.container, ask.request, known), Reading(request=plain))]
         for container in reader.containers:
             read: set[str] = set()
-            for dialect in self._owners(container):
+            for dialect in owners[container.name]:
                 # A name that one dialect has read as its own (nvidia.com/gpu) is not read again by the next.
                 if (virtual and dialect.name in _OF_NVIDIA) or not any(
                     dialect.owns(name) and name not in read for name in container.resources
@@ -151,19 +173,10 @@ class Dialects:
                     _agree(said.setdefault(container.name, []), dialect.name, reading, container.name)
         return said
 
-    def _owners(self, container: ContainerReader) -> list[Dialect]:
-        """The dialects that own a name in the container's resources, in the table's order."""
-        found: set[int] = set()
-        for name in container.resources:
-            found.update(self._by_resource.get(name, ()))
-            if name.startswith(self._prefixes):
-                found.update(at for at, dialect in enumerate(self.active) if dialect.owns(name))
-        return [self.active[at] for at in sorted(found)]
-
-    def _pod_level(self, reader: PodReader) -> Said:
+    def _pod_level(self, reader: PodReader, speakers: list[Dialect]) -> Said:
         """What annotations and labels say."""
         said: Said = {}
-        for dialect in self._pod_rules:
+        for dialect in speakers:
             for name, reading in dialect.pod(reader, self._contexts[dialect.name]).items():
                 _agree(said.setdefault(name, []), dialect.name, reading, name)
         return said

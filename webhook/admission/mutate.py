@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from tessera.dialects.reader import ContainerReader, PodReader
+from tessera.dialects.reader import ContainerReader
 from tessera.dialects.recognise import Dialects, Recognition
 from tessera.model.config import Config
 from tessera.model.errors import RequestError
@@ -79,7 +79,8 @@ class Mutator:
             if pod.metadata.annotation(names.placement_profile) is not None:
                 edits += self._placed(pod, namespace, warnings, audit)
         else:
-            wishes({**found.annotations, **(pod.metadata.annotations or {})}, names, config.placement)
+            if found.annotations or pod.metadata.annotations:
+                wishes({**found.annotations, **(pod.metadata.annotations or {})}, names, config.placement)
             check_limits(found.request, config.limits, namespace=namespace, unit=names.memory_unit)
             edits += _rewritten(pod, found, names)
             edits += self._scheduled(pod, found, warnings)
@@ -127,7 +128,7 @@ class Mutator:
 
 def _rewritten(pod: Manifest, found: Recognition, names: Names) -> Iterator[Edit]:
     """Tickets in limits and requests instead of what was asked, the request annotation, and translated wishes."""
-    for container in PodReader(pod).containers:
+    for container in found.containers:
         where = ("spec", "initContainers" if container.init else "containers", container.index, "resources")
         for name in found.resources.get(container.name, ()):
             for side in _sides(container, name):

@@ -106,8 +106,12 @@ def operations(pod: Manifest, edits: Iterable[Edit]) -> tuple[Operation, ...]:
     return tuple(patch.done)
 
 
+@lru_cache(maxsize=2048)
 def pointer(path: Steps) -> str:
-    """Write a path as a JSON pointer (RFC 6901): ``~`` and ``/`` inside a step are escaped."""
+    """Write a path as a JSON pointer (RFC 6901): ``~`` and ``/`` inside a step are escaped.
+
+    Remembered, within bounds: nearly every pod is changed at the same paths.
+    """
     return "".join([f"/{step}" if isinstance(step, int) else "/" + escape(step) for step in path])
 
 
@@ -123,6 +127,7 @@ class _Patch:
         self.done: list[Operation] = []
         self._pod = pod
         self._made: dict[Steps, Json] = {}
+        self._there: dict[Steps, object] = {}
 
     def put(self, path: Steps, value: Json) -> None:
         parent, rest = self._deepest(path[:-1])
@@ -140,6 +145,7 @@ class _Patch:
         at = (*base, member[0])
         if isinstance(tree, dict | list):
             self._made[at] = tree
+            self._there.clear()
         self.done.append(Operation("add" if there is None else "replace", pointer(at), tree))
 
     def remove(self, path: Steps) -> None:
@@ -160,6 +166,9 @@ class _Patch:
 
     def _deepest(self, path: Steps) -> tuple[object, Steps]:
         """The last thing on a path that is there (in the pod, or made by this patch), and the steps that are left."""
+        known = self._there.get(path)
+        if known is not None:
+            return known, ()
         here: object = self._pod
         for at, step in enumerate(path):
             if self._made and path[: at + 1] in self._made:
@@ -168,6 +177,7 @@ class _Patch:
             if below is None:
                 return here, path[at:]
             here = below
+        self._there[path] = here
         return here, ()
 
 
@@ -181,19 +191,20 @@ class _Made:
 
 
 @lru_cache(maxsize=64)
-def _fields(kind: type[msgspec.Struct]) -> dict[str, str]:
+def _fields(kind: type[msgspec.Struct]) -> dict[str | int, str]:
     return {field.encode_name: field.name for field in msgspec.structs.fields(kind)}
 
 
 def _child(here: object, step: str | int) -> object:
     """What stands at a step below a value of the pod; None where it is absent or null."""
-    if isinstance(here, dict):
-        return here.get(step)
-    if isinstance(here, tuple):
+    kind = type(here)
+    if kind is dict:
+        return here.get(step)  # type: ignore[attr-defined]  # a plain dict, as decoded
+    if kind is tuple:
         return here[step]  # type: ignore[index]  # a step into a list is an index
-    name = _fields(type(here)).get(step) if isinstance(here, msgspec.Struct) and isinstance(step, str) else None
+    name = _fields(type(here)).get(step) if isinstance(here, msgspec.Struct) else None
     if name is None:
-        raise LookupError(f"{type(here).__name__} has no field {step!r} that an edit could lead through")
+        raise LookupError(f"{kind.__name__} has no field {step!r} that an edit could lead through")
     found: object = getattr(here, name)
     return None if found == "" else found
 
