@@ -145,6 +145,8 @@ def asks(pod: Pod, names: Names) -> tuple[Ask, ...]:
         part = role(container, init=init)
         known = annotated.containers.get(container.name) if annotated else None
         if known is not None and tickets(known, names) == counts:
+            if known.init != (part == "init"):  # tickets don't say it, so anybody may have written anything
+                known = msgspec.structs.replace(known, init=part == "init")
             found.append(Ask(container=container.name, role=part, request=known))
             continue
         request = request_of(counts, names, container=container.name, init=part == "init")

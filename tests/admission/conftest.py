@@ -15,8 +15,10 @@ from prometheus_client import CollectorRegistry
 from tessera.kube.client import ApiClient
 from tessera.kube.clock import SystemClock
 from tessera.kube.config import StaticConnection
+from tessera.model.config import Config
 from tessera.model.pod import Manifest
 from webhook.admission.metrics import Metrics
+from webhook.admission.mutate import Mutator
 from webhook.admission.patch import WIRE, operations
 from webhook.admission.selfmade import make
 
@@ -40,6 +42,19 @@ def applied(manifest):
         return jsonpatch.apply_patch(pod, patch)
 
     return apply
+
+
+@pytest.fixture(scope="session")
+def admit(manifest):
+    """Admit a pod given as plain data; returns what it is afterwards, by jsonpatch, and the outcome."""
+    default = Mutator(Config())
+
+    def run(pod, config=None, *, namespace="team"):
+        which = default if config is None else Mutator(config)
+        outcome = which.mutate(manifest(pod), namespace=namespace)
+        return jsonpatch.apply_patch(pod, json.loads(WIRE.encode(outcome.operations))), outcome
+
+    return run
 
 
 @pytest.fixture(scope="session")
