@@ -168,6 +168,7 @@ class Agent:
             token=token,
             clock=clock,
             metrics=self.metrics,
+            settled=self._publish,
         )
         self._file = LedgerFile(os.path.join(places.state, LEDGER), self.board.ledger, clock=clock)
         self._lock = NodeLock(os.path.join(places.state, "lock"), clock=clock)
@@ -345,7 +346,9 @@ class Agent:
     def _state(self) -> dict[str, dict[str, str | None]]:
         """What the Node should say now."""
         lingering = self.board.ledger.lingering | self.gpus.monitor.report.lingering
-        inventory = self.board.inventory(self._phase, lingering)
+        # A pod that is sent here before the kubelet knows us, or while it doesn't any more, would fail at admission.
+        unknown = bool(self.board.offers) and self.registrar.problem is not None
+        inventory = self.board.inventory("draining" if unknown else self._phase, lingering)
         return metadata(inventory, drift(self.board, self.pods, self.identity, self.placing), self.board.names)
 
     # Leaving.

@@ -62,6 +62,7 @@ class Registrar:
         clock: Clock,
         metrics: NodeMetrics,
         restarted: Callable[[], None] = lambda: None,
+        settled: Callable[[], None] = lambda: None,
     ) -> None:
         """Do nothing before `run` runs.
 
@@ -73,6 +74,7 @@ class Registrar:
             clock: paces.
             metrics: counts registrations.
             restarted: called when the kubelet has been seen to restart.
+            settled: called when `problem` has come or gone.
         """
         self._folder = folder
         self._resources = resources
@@ -81,6 +83,7 @@ class Registrar:
         self._clock = clock
         self._metrics = metrics
         self._restarted = restarted
+        self._settled = settled
         self._servers: dict[str, TicketServer] = {}
         self._known_to: dict[str, Stamp] = {}
         self._tried_at: dict[str, float] = {}
@@ -203,11 +206,17 @@ class Registrar:
     def _fail(self, problem: str) -> None:
         if problem != self._problem:
             _log.warning("%s", problem)
+        came = self._problem is None
         self._problem = problem
+        if came:
+            self._settled()
 
     def _fine(self) -> None:
+        went = self._problem is not None
         self._problem = None
         self._forgive()
+        if went:
+            self._settled()
 
     def _forgive(self) -> None:
         self._wait, self._again_at = POLL, float("-inf")

@@ -24,10 +24,16 @@ async def test_one_node_is_named(rig, pod):
     }
 
 
+async def test_a_node_whose_kubelet_has_not_written_its_status_yet_is_offered(rig, pod, inventory):
+    rig.put_node("new", inventory=inventory(64, first=1), allocatable={})
+    await rig.caught_up()
+    assert (await rig.filter(pod("p", units=32), "new"))["NodeNames"] == ["new"]
+
+
 async def test_every_name_has_its_reason_where_none_fits(rig, pod, inventory):
     rig.put_node("small", 16)
     rig.put_node("none")
-    rig.put_node("away", inventory=inventory(64, first=1), allocatable={})
+    rig.put_node("away", inventory=inventory(64, first=1), allocatable=dict.fromkeys(NAMES.tickets, "0"))
     rig.put_node("unready", 64, ready=False)
     rig.put_node("draining", inventory=inventory(64, first=2, state="draining"), allocatable={NAMES.memory_units: "64"})
     rig.put_node("cordoned", 64, spec={"unschedulable": True})

@@ -20,9 +20,9 @@ async def test_labels_and_inventory(make_cluster):
         "tessera.dev/gpu-memory-mib": "81920",
         "tessera.dev/sharing": "true",
     }
+    await cluster.until(lambda: cluster.inventory().state == "serving")
     inventory = cluster.inventory()
     assert [gpu.units for gpu in inventory.gpus] == [316, 316]
-    assert inventory.state == "serving"
     assert {name: check() for name, check in cluster.agent.checks.items() if check()} == {}
 
 

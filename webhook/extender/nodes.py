@@ -16,7 +16,7 @@ from tessera.model.inventory import Inventory
 from tessera.model.names import Names
 from tessera.model.node import Node
 from tessera.model.plan import Drift
-from tessera.model.quantity import parse
+from tessera.model.quantity import Raw, parse
 from tessera.placement.reasons import Reason
 
 _NO_DRIFT: Final[Drift] = {}
@@ -78,14 +78,14 @@ def _annotations(inventory: str | None, drift: str | None) -> tuple[Inventory | 
 
 def _closed(node: Node, names: Names, inventory: Inventory | None, text: str | None) -> Reason | None:
     if inventory is None:
-        return Reason.NO_GPU if text is None and not _advertises(node, names) else Reason.UNREADABLE
+        return Reason.NO_GPU if text is None and not any(_tickets(node, names)) else Reason.UNREADABLE
     if inventory.unit != names.memory_unit:
         return Reason.OTHER_UNIT
     if not node.ready:
         return Reason.NOT_READY
     if inventory.state != "serving":
         return Reason.DRAINING
-    if inventory.gpus and not _advertises(node, names):
+    if inventory.gpus and _gone(node, names):
         return Reason.AGENT_AWAY
     # Last, because a pod may tolerate this one.
     if node.spec.unschedulable:
@@ -93,13 +93,23 @@ def _closed(node: Node, names: Names, inventory: Inventory | None, text: str | N
     return None
 
 
-def _advertises(node: Node, names: Names) -> bool:
-    """Whether the kubelet offers any ticket of ours: at 0 or absent the agent's stream has ended."""
-    for name, raw in (node.status.allocatable or {}).items():
-        if names.is_ticket(name):
-            try:
-                if parse(raw) > 0:
-                    return True
-            except QuantityError:
-                continue
-    return False
+def _gone(node: Node, names: Names) -> bool:
+    """Whether the kubelet has every ticket of ours at 0, which it does when the agent's stream has ended.
+
+    Absent is something else: a new node's kubelet writes its status up to 10 s after it knows the agent, and the agent says
+    in its inventory whether it is known.
+    """
+    tickets = _tickets(node, names)
+    return bool(tickets) and not any(tickets)
+
+
+def _tickets(node: Node, names: Names) -> list[bool]:
+    """For each ticket of ours in allocatable, whether there is any of it."""
+    return [_positive(raw) for name, raw in (node.status.allocatable or {}).items() if names.is_ticket(name)]
+
+
+def _positive(raw: Raw) -> bool:
+    try:
+        return parse(raw) > 0
+    except QuantityError:
+        return False
