@@ -22,7 +22,8 @@ CORES: Final = "aliyun.com/gpu-core.percentage"
 CARDS: Final = "aliyun.com/gpu"
 COUNT: Final = "aliyun.com/gpu-count"
 _NAMES: Final = (MEMORY, CORES, CARDS, COUNT)
-_SELECTORS: Final = ("gpushare", "cgpu", "ack.node.gpu.schedule")
+_MODEL: Final = "aliyun.accelerator/nvidia_name"
+_SELECTORS: Final = ("gpushare", "cgpu", "ack.node.gpu.schedule", _MODEL)
 _DISABLE: Final = "CGPU_DISABLE"
 
 
@@ -71,7 +72,7 @@ def _container(container: ContainerReader, pod: PodReader, context: Context) -> 
     return None if request is None else Reading(request=request, resources=container.present(_NAMES), warnings=warnings)
 
 
-def _baggage(pod: PodReader, _context: Context) -> Baggage:
+def _baggage(pod: PodReader, context: Context) -> Baggage:
     warnings = [
         f'container "{container.name}": resource {COUNT} means nothing and is removed; the count is a pod label'
         for container in pod.containers
@@ -79,7 +80,10 @@ def _baggage(pod: PodReader, _context: Context) -> Baggage:
     ]
     if any((container.container.variable(_DISABLE) or "").lower() == "true" for container in pod.containers):
         warnings.append(f"{_DISABLE}=true has no effect here: the slice is held to its size by the node's guarantee")
-    return Baggage(selectors=_SELECTORS, warnings=tuple(warnings))
+    model = pod.selector.get(_MODEL, "").strip()
+    return Baggage(
+        annotations={context.names.gpu_models: model} if model else {}, selectors=_SELECTORS, warnings=tuple(warnings)
+    )
 
 
 DIALECT: Final = Dialect(

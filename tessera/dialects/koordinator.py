@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Final
 
 from tessera.dialects.amounts import cards_or_share, percent_of_one, share
-from tessera.dialects.dialect import Context, Dialect, Reading
+from tessera.dialects.dialect import Baggage, Context, Dialect, Reading
 from tessera.dialects.reader import ContainerReader, PodReader
 from tessera.model.errors import RequestError
 from tessera.model.request import ContainerRequest, container_request
@@ -33,6 +33,8 @@ def _names(suffix: str) -> tuple[str, ...]:
     return tuple(prefix + suffix for prefix in _PREFIXES)
 
 
+_MODEL: Final = "node.koordinator.sh/gpu-model"
+"""A nodeSelector that only Koordinator's nodes have; what it wishes is a model."""
 BOTH: Final = _names("gpu")
 CORE: Final = _names("gpu-core")
 MEMORY: Final = _names("gpu-memory")
@@ -103,9 +105,15 @@ def _one_of(container: ContainerReader, names: tuple[str, ...]) -> int | None:
     return found[0][1] if found else None
 
 
+def _baggage(pod: PodReader, context: Context) -> Baggage:
+    model = pod.selector.get(_MODEL, "").strip()
+    return Baggage(annotations={context.names.gpu_models: model} if model else {}, selectors=(_MODEL,))
+
+
 DIALECT: Final = Dialect(
     name="koordinator",
     about="Koordinator",
     resources=frozenset(_ALL),
     container=_container,
+    baggage=_baggage,
 )

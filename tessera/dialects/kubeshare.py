@@ -1,7 +1,8 @@
 """KubeShare 2: fractions of a GPU's compute and bytes of its memory in pod labels.
 
 Source: NTHU-LSALAB/KubeShare README and pkg/scheduler. ``gpu_request`` is guaranteed, ``gpu_limit`` a ceiling for time that
-nobody else uses; above 1 the request counts whole cards. Memory absent is the same share of the card as the request.
+nobody else uses; above 1 the request counts whole cards. Memory absent is the same share of the card as the request. A
+request of 0 guarantees no compute (an opportunistic pod), and none is reserved.
 Labels stay: a workload may select its pods by them.
 """
 
@@ -48,15 +49,14 @@ def _pod(pod: PodReader, context: Context) -> Mapping[str, Reading]:
             container=container.name,
             fix="write a limit between the request and 1",
         )
-    compute = limit if request is None or (context.option(KubeShareOptions).compute == "limit" and limit) else request
-    share = fraction_percent(compute or Fraction(0))
+    compute = limit if limit and context.option(KubeShareOptions).compute == "limit" else request
     size = None if memory is None else memory_of(as_bytes(memory, f"label {MEMORY}", container=container.name), 1)
     asked = container_request(
         container=container.name,
         gpus=1,
         memory=size,
-        memory_percent=None if size else fraction_percent(request or limit or Fraction(0)),
-        compute=share,
+        memory_percent=None if size else fraction_percent(request or limit or Fraction(1)),
+        compute=None if compute is None else fraction_percent(compute),
     )
     return {} if asked is None else {container.name: Reading(request=asked)}
 

@@ -28,7 +28,6 @@ _WISHES: Final = Wished(
     uuids=("nvidia.com/include-gpu-uuid",),
     not_uuids=("nvidia.com/exclude-gpu-uuid",),
     policies=("nvidia.com/device-scheduler-policy",),
-    topologies=("nvidia.com/device-topology-mode",),
 )
 
 

@@ -15,7 +15,6 @@ from tessera.dialects.dialect import Baggage, Context
 from tessera.dialects.reader import PodReader
 
 _POLICIES: Final = MappingProxyType({"binpack": "pack", "spread": "spread"})
-_LINKS: Final = MappingProxyType({"link": "nvlink", "topology-aware": "nvlink", "numa": "numa"})
 _TRUE: Final = frozenset({"1", "t", "true", "y", "yes"})
 
 
@@ -28,9 +27,8 @@ class Wished:
         not_models: the same, none of which may fit.
         uuids: comma lists of UUIDs to use.
         not_uuids: comma lists of UUIDs to avoid.
-        policies: ``binpack`` or ``spread`` (HAMi also has ``topology-aware`` here).
-        topologies: ``link`` or ``numa``.
-        numa: a boolean.
+        policies: ``binpack`` or ``spread``; others (``topology-aware``, ``link``) are preferences that placement has anyway.
+        numa: a boolean; true demands GPUs of one NUMA node.
         mig_modes: where the value ``mig`` asks for hardware isolation.
         separators: characters between the entries of a list.
         annotations: all of them together.
@@ -41,7 +39,6 @@ class Wished:
     uuids: tuple[str, ...] = ()
     not_uuids: tuple[str, ...] = ()
     policies: tuple[str, ...] = ()
-    topologies: tuple[str, ...] = ()
     numa: tuple[str, ...] = ()
     mig_modes: tuple[str, ...] = ()
     separators: str = ","
@@ -55,7 +52,6 @@ class Wished:
             *self.uuids,
             *self.not_uuids,
             *self.policies,
-            *self.topologies,
             *self.numa,
             *self.mig_modes,
         )
@@ -78,9 +74,6 @@ class Wished:
         for value in _values(found, self.policies):
             if value in _POLICIES:
                 ours[names.gpu_placement] = _POLICIES[value]
-        for value in _values(found, (*self.topologies, *self.policies)):
-            if value in _LINKS:
-                ours[names.gpu_topology] = _LINKS[value]
         if any(value in _TRUE for value in _values(found, self.numa)):
             ours[names.gpu_topology] = "numa"
         if "mig" in _values(found, self.mig_modes):

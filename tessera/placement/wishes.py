@@ -57,10 +57,12 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     joins: tuple[Join, ...] = ("nvlink", "numa", "any")
 
     def takes_model(self, model: str) -> bool:
-        """Whether a GPU of this product name will do."""
-        name = model.lower()
-        return (not self.models or any(part in name for part in self.models)) and not any(
-            part in name for part in self.not_models
+        """Whether a GPU of this product name will do; labels write its blanks as dashes, so the two are one."""
+        if not self.models and not self.not_models:
+            return True
+        name = model.lower().replace(" ", "-")
+        return (not self.models or any(part.replace(" ", "-") in name for part in self.models)) and not any(
+            part.replace(" ", "-") in name for part in self.not_models
         )
 
     def takes_uuid(self, uuid: str) -> bool:
