@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -61,6 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 0 if asyncio.run(_demo(arguments, console, out)) else 1
     except KeyboardInterrupt:
         return 130
+    except asyncio.CancelledError:
+        return 143
     except TesseraError as error:
         problems: list[BaseException] = [error]
     except BaseExceptionGroup as group:
@@ -75,6 +78,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _demo(arguments: argparse.Namespace, console: Console, out: str) -> bool:
     began = time.monotonic()
+    if (task := asyncio.current_task()) is not None:
+        # What was started has to end with us, also where the one who ends us is no person at a terminal.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     rng = random.Random(arguments.seed)
     async with AsyncExitStack() as stack:
         run_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="tessera-"))
