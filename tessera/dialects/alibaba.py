@@ -28,7 +28,7 @@ def _pod(pod: PodReader, _context: Context) -> Mapping[str, Reading]:
     if pod.annotations.keys().isdisjoint((MEMORY, MILLI)):
         return {}
     container = first_container(pod)
-    memory, percent = _memory(pod), _percent(pod)
+    memory, percent = _memory(pod, container.name), _percent(pod, container.name)
     if memory and percent:
         raise RequestError(
             f"annotations {MEMORY} and {MILLI} both ask", container=container.name, fix="keep one of the two"
@@ -38,7 +38,7 @@ def _pod(pod: PodReader, _context: Context) -> Mapping[str, Reading]:
     count = pod.annotations.get(COUNT)
     request = container_request(
         container=container.name,
-        gpus=None if count is None else text_count(pod, count, f"annotation {COUNT}"),
+        gpus=None if count is None else text_count(pod, count, f"annotation {COUNT}", container=container.name),
         memory=memory,
         memory_percent=percent,
         compute=percent,
@@ -47,24 +47,26 @@ def _pod(pod: PodReader, _context: Context) -> Mapping[str, Reading]:
     return {} if request is None else {container.name: Reading(request=request)}
 
 
-def _memory(pod: PodReader) -> int | None:
+def _memory(pod: PodReader, container: str) -> int | None:
     text = pod.annotations.get(MEMORY)
-    found = None if text is None else pod.text_amount(text, f"annotation {MEMORY}")
+    found = None if text is None else pod.text_amount(text, f"annotation {MEMORY}", container=container)
     if found is None:
         return None
     if found.denominator == 1 and found < MIB:
         return memory_of(found.numerator, GIB)
-    return as_bytes(found, f"annotation {MEMORY}", container="")
+    return as_bytes(found, f"annotation {MEMORY}", container=container)
 
 
-def _percent(pod: PodReader) -> int | None:
+def _percent(pod: PodReader, container: str) -> int | None:
     text = pod.annotations.get(MILLI)
-    milli = None if text is None else text_count(pod, text, f"annotation {MILLI}")
+    milli = None if text is None else text_count(pod, text, f"annotation {MILLI}", container=container)
     if milli is None:
         return None
     if milli > 1000:
         raise RequestError(
-            f"annotation {MILLI}: {milli} is more than one GPU", fix=f"write up to 1000, and the number as {COUNT}"
+            f"annotation {MILLI}: {milli} is more than one GPU",
+            container=container,
+            fix=f"write up to 1000, and the number as {COUNT}",
         )
     return max(1, milli // 10)
 

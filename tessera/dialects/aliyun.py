@@ -55,7 +55,7 @@ def _container(container: ContainerReader, pod: PodReader, context: Context) -> 
         raise RequestError(
             f"{CORES}: {cores} without {MEMORY}", container=container.name, fix=f"write {MEMORY} beside it"
         )
-    gpus = label_count(pod, COUNT)
+    gpus = label_count(pod, COUNT, container.name)
     each = share(total, gpus, MEMORY, container.name)
     unit = GIB if context.option(AliyunOptions).memory_unit == "GiB" else MIB
     memory = memory_of(each, unit)

@@ -82,25 +82,27 @@ def cards_or_share(percent: int, name: str, container: str) -> int:
     return percent // 100
 
 
-def label_count(pod: PodReader, label: str) -> int:
+def label_count(pod: PodReader, label: str, container: str) -> int:
     """A number of GPUs that stands in a pod label; 1 where it is absent or zero.
 
     Raises:
         RequestError: no whole number.
     """
     text = pod.labels.get(label)
-    return 1 if text is None else text_count(pod, text, f"label {label}") or 1
+    return 1 if text is None else text_count(pod, text, f"label {label}", container=container) or 1
 
 
-def text_count(pod: PodReader, text: str, name: str) -> int | None:
+def text_count(pod: PodReader, text: str, name: str, *, container: str = "") -> int | None:
     """A whole number that stands in an annotation or label; None where it is zero.
 
     Raises:
         RequestError: no whole number.
     """
-    found = pod.text_amount(text, name)
+    found = pod.text_amount(text, name, container=container)
     if found is not None and found.denominator != 1:
-        raise RequestError(f"{name}: {text[:64]} is not a whole number", fix="write one without a fraction")
+        raise RequestError(
+            f"{name}: {text[:64]} is not a whole number", container=container, fix="write one without a fraction"
+        )
     return None if found is None else found.numerator
 
 

@@ -35,7 +35,7 @@ def _container(container: ContainerReader, pod: PodReader, _context: Context) ->
         raise RequestError(
             f"{COMPUTE}: {compute} without {MEMORY}", container=container.name, fix=f"write {MEMORY} beside it"
         )
-    gpus = label_count(pod, COUNT)
+    gpus = label_count(pod, COUNT, container.name)
     request = container_request(
         container=container.name,
         gpus=gpus,

@@ -67,7 +67,11 @@ def _container(container: ContainerReader, pod: PodReader, context: Context) -> 
             f"{COUNT}: {gpus} of a shared GPU", container=container.name, fix="ask for 1, as GKE itself demands"
         )
     text = selector.get(CLIENTS)
-    clients = options.clients if text is None else text_count(pod, text, f"nodeSelector {CLIENTS}") or options.clients
+    clients = (
+        options.clients
+        if text is None
+        else text_count(pod, text, f"nodeSelector {CLIENTS}", container=container.name) or options.clients
+    )
     percent = max(1, 100 // clients)
     alone = clients == 1
     request = container_request(

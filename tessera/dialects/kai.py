@@ -83,29 +83,32 @@ def _request(
     count = pod.annotations.get(COUNT)
     percent, size = None, None
     if fraction is not None:
-        asked = _fraction(pod, fraction, FRACTION)
+        asked = _fraction(pod, fraction, FRACTION, container.name)
         percent = fraction_percent(max(asked, limit or asked))
     elif memory is not None:
-        number = text_count(pod, memory, f"annotation {MEMORY}")
+        number = text_count(pod, memory, f"annotation {MEMORY}", container=container.name)
         if number is None:
             return None
         size = max(memory_of(number, MIB), int(limit or 0))
     compute = pod.annotations.get(PERCENT)
     return container_request(
         container=container.name,
-        gpus=None if count is None else text_count(pod, count, f"annotation {COUNT}"),
+        gpus=None if count is None else text_count(pod, count, f"annotation {COUNT}", container=container.name),
         memory=size,
         memory_percent=percent,
-        compute=None if compute is None else text_count(pod, compute, f"annotation {PERCENT}"),
+        compute=None
+        if compute is None
+        else text_count(pod, compute, f"annotation {PERCENT}", container=container.name),
         init=container.role == "init",
     )
 
 
-def _fraction(pod: PodReader, text: str, name: str) -> Fraction:
-    found = pod.text_amount(text, f"annotation {name}")
+def _fraction(pod: PodReader, text: str, name: str, container: str) -> Fraction:
+    found = pod.text_amount(text, f"annotation {name}", container=container)
     if found is None or found >= 1:
         raise RequestError(
             f"annotation {name} is {text[:32]!r}, not between 0 and 1",
+            container=container,
             fix=f"write a fraction such as 0.5; whole GPUs are {CARDS}",
         )
     return found
@@ -116,7 +119,7 @@ def _limit(pod: PodReader, container: ContainerReader, *, fraction: bool) -> Fra
     text = container.container.variable(RUNAI_LIMIT) or next(
         (pod.annotations[name] for name in _LIMITS if name in pod.annotations), None
     )
-    found = None if text is None else pod.text_amount(text, RUNAI_LIMIT)
+    found = None if text is None else pod.text_amount(text, RUNAI_LIMIT, container=container.name)
     if found is None or (fraction and found > 1):
         return None
     if not fraction and found.denominator == 1 and RUNAI_LIMIT not in {e.name for e in container.container.env or ()}:

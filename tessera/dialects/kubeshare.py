@@ -63,7 +63,7 @@ def _pod(pod: PodReader, context: Context) -> Mapping[str, Reading]:
 
 def _amount(pod: PodReader, label: str) -> Fraction | None:
     text = pod.labels.get(label)
-    return None if text is None else pod.text_amount(text, f"label {label}")
+    return None if text is None else pod.text_amount(text, f"label {label}", container=first_container(pod).name)
 
 
 def _baggage(pod: PodReader, context: Context) -> Baggage:

@@ -67,7 +67,9 @@ def _pod(pod: PodReader, context: Context) -> Mapping[str, Reading]:
     if named is None and not present:
         return {}
     container = pod.container(named, by=f"annotation {names.container}")
-    amounts = {name: pod.text_amount(pod.annotations[name], f"annotation {name}") for name in present}
+    amounts = {
+        name: pod.text_amount(pod.annotations[name], f"annotation {name}", container=container.name) for name in present
+    }
     whole = {
         name: None if amount is None else as_count(amount, f"annotation {name}", container=container.name)
         for name, amount in amounts.items()

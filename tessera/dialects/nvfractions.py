@@ -79,7 +79,7 @@ def _pod(pod: PodReader, context: Context) -> Mapping[str, Reading]:
 
 
 def _bytes(pod: PodReader, text: str, name: str, container: str) -> int:
-    found = pod.text_amount(text, f"annotation {name[:100]}")
+    found = pod.text_amount(text, f"annotation {name[:100]}", container=container)
     memory = 0 if found is None else as_bytes(found, f"annotation {name[:100]}", container=container)
     if memory < MIB:
         raise RequestError(

@@ -37,9 +37,9 @@ def _container(container: ContainerReader, pod: PodReader, context: Context) -> 
         return None
     options = context.option(NvshareOptions)
     memory = pod.annotations.get(MEMORY)
-    limit = None if memory is None else pod.text_amount(memory, f"annotation {MEMORY}")
+    limit = None if memory is None else pod.text_amount(memory, f"annotation {MEMORY}", container=container.name)
     compute = pod.annotations.get(COMPUTE)
-    share = None if compute is None else text_count(pod, compute, f"annotation {COMPUTE}")
+    share = None if compute is None else text_count(pod, compute, f"annotation {COMPUTE}", container=container.name)
     request = container_request(
         container=container.name,
         memory=None if limit is None else as_bytes(limit, f"annotation {MEMORY}", container=container.name),

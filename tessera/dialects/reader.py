@@ -151,13 +151,18 @@ class PodReader:
             )
         return found
 
-    def text_amount(self, value: str, name: str) -> Fraction | None:
+    def text_amount(self, value: str, name: str, *, container: str = "") -> Fraction | None:
         """Read an annotation's or label's value as a quantity; None where it is zero.
+
+        Args:
+            value: the text.
+            name: what it stands under, for errors.
+            container: that it speaks for, for errors.
 
         Raises:
             RequestError: not a quantity, or negative.
         """
-        return read_amount(value.strip(), name, container="")
+        return read_amount(value.strip(), name, container=container)
 
 
 def read_amount(raw: Raw, name: str, *, container: str) -> Fraction | None:
