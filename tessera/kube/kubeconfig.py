@@ -17,8 +17,8 @@ import ssl
 from collections.abc import Callable
 from typing import Final
 
+from tessera.kube.access import LOOK_AGAIN, Access, tls_context
 from tessera.kube.clock import Clock
-from tessera.kube.config import LOOK_AGAIN, Access, tls_context
 from tessera.kube.errors import ConnectionConfigError
 
 _log = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from typing import Final, Generic, Self, TypeVar
 
 import msgspec
 
+from tessera.kube.access import Connection
 from tessera.kube.clock import Clock
-from tessera.kube.config import Connection
 from tessera.kube.errors import DecodeError, GoneError
 from tessera.kube.resources import Resource
 from tessera.kube.transport import Call, Stream, Transport

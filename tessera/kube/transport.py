@@ -25,8 +25,8 @@ import aiohttp
 from aiohttp.abc import AbstractCookieJar
 from yarl import URL
 
+from tessera.kube.access import Access, Connection
 from tessera.kube.clock import Clock
-from tessera.kube.config import Access, Connection
 from tessera.kube.errors import (
     AnswerLostError,
     ApiError,

@@ -14,8 +14,9 @@ import textwrap
 import msgspec
 import pytest
 
+from tessera.kube.access import Access
 from tessera.kube.client import ApiClient
-from tessera.kube.config import Access, InClusterConnection, StaticConnection, connect
+from tessera.kube.config import InClusterConnection, StaticConnection, connect
 from tessera.kube.errors import ConnectionConfigError, UnauthorizedError, UnavailableError
 from tessera.kube.kubeconfig import KubeconfigConnection
 from tessera.kube.resources import NODES
