@@ -77,14 +77,14 @@ class Mutator:
             warnings.append(f"removed what only Tessera may write: {keys}")
         if found is None:
             if pod.metadata.annotation(names.placement_profile) is not None:
-                edits += self._placed(pod, namespace, warnings, audit)
+                edits += self._placed(pod, namespace, warnings, audit, asks=found is not None)
         else:
             if found.annotations or pod.metadata.annotations:
                 wishes({**found.annotations, **(pod.metadata.annotations or {})}, names, config.placement)
             check_limits(found.request, config.limits, namespace=namespace, unit=names.memory_unit)
             edits += _rewritten(pod, found, names)
             edits += self._scheduled(pod, found, warnings)
-            edits += self._placed(pod, namespace, warnings, audit)
+            edits += self._placed(pod, namespace, warnings, audit, asks=found is not None)
             warnings += found.warnings
             audit["request"] = "; ".join(
                 f"{name}: {describe(asked)} ({asked.dialect or found.request.dialect})"
@@ -99,10 +99,17 @@ class Mutator:
             audit=audit,
         )
 
-    def _placed(self, pod: Manifest, namespace: str, warnings: list[str], audit: dict[str, str]) -> tuple[Edit, ...]:
+    def _placed(
+        self, pod: Manifest, namespace: str, warnings: list[str], audit: dict[str, str], *, asks: bool
+    ) -> tuple[Edit, ...]:
         placed = place(pod, profiles=self._config.profiles, names=self._names, namespace=namespace)
         if placed is None:
             return ()
+        if asks and placed.serverless:
+            raise RequestError(
+                f"asks for a GPU of ours, and profile {placed.profile} can send it to virtual nodes only, which have none",
+                fix="ask for whole cards (nvidia.com/gpu), or loosen the pod's selectors",
+            )
         warnings += placed.warnings
         audit["profile"] = placed.profile
         return placed.edits
@@ -165,7 +172,8 @@ def _stripped(pod: Manifest, names: Names, *, asks: bool) -> list[Edit]:
     """Annotations and labels that only our parts write; dumps of live pods carry them, forgers too."""
     found = pod.metadata.annotations or {}
     labels = pod.metadata.labels or {}
-    edits = [remove(("metadata", "annotations", key)) for key in (names.plan,) if key in found]
+    ours = (names.plan, names.inventory, names.drift, names.wake)
+    edits = [remove(("metadata", "annotations", key)) for key in ours if key in found]
     if not asks and names.request in found:
         edits.append(remove(("metadata", "annotations", names.request)))
     return edits + [remove(("metadata", "labels", key)) for key in (names.unit, names.region) if key in labels]
