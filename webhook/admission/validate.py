@@ -6,14 +6,15 @@ count is no longer what the user asked, so such a pod is refused here rather tha
 
 from __future__ import annotations
 
-from tessera.dialects.reader import PodReader
-from tessera.dialects.recognise import Dialects
+from tessera.dialects.reader import ContainerReader, read_amount
+from tessera.dialects.recognise import Dialects, Recognition
 from tessera.model.config import Config
 from tessera.model.errors import AnnotationError, RequestError
 from tessera.model.pod import Manifest
-from tessera.model.quantity import parse
-from tessera.model.request import decode
+from tessera.model.request import PodRequest, decode
 from tessera.model.tickets import ticket_counts, tickets
+
+_MIRROR = "kubernetes.io/config.mirror"
 
 
 class Validator:
@@ -25,55 +26,68 @@ class Validator:
         self._dialects = Dialects(config)
 
     def validate(self, pod: Manifest) -> None:
-        """Check a pod in its final state.
+        """Check a pod in its final state; one that is bound already (plan and nodeName come together) keeps its plan.
 
         Raises:
-            RequestError: a name of ours that should have become tickets, tickets without a request annotation that yields
-                them, limits and requests that differ, or a plan that a user brings.
+            RequestError: a name that should have become tickets, tickets without a request annotation that yields
+                them, an annotation without tickets, limits and requests that differ, or a plan that a user brings.
         """
-        found = self._dialects.recognise(pod)
-        names = self._names
-        if pod.metadata.annotation(names.plan) is not None and not pod.spec.node_name:
-            raise RequestError(f"annotation {names.plan} is the extender's to write", fix="remove it")
-        if found is None:
+        names, annotations = self._names, pod.metadata.annotations or {}
+        if _MIRROR in annotations:
             return
-        text = pod.metadata.annotation(names.request)
-        try:
-            request = decode(text) if text is not None else None
-        except AnnotationError as error:
-            raise RequestError(str(error), fix=f"remove annotation {names.request}; admission writes it") from error
-        if request is None:
+        if names.plan in annotations and not pod.spec.node_name:
+            raise RequestError(f"annotation {names.plan} is the extender's to write", fix="remove it")
+        found = self._dialects.recognise(pod)
+        if found is None:
+            if names.request in annotations:
+                raise RequestError(f"carries {names.request} and asks for no GPU", fix="remove the annotation")
+            return
+        request = self._request(annotations.get(names.request))
+        for container in found.containers:
+            self._check(container, found, request)
+        there = {container.name for container in found.containers}
+        for name in request.containers:
+            if name not in there:
+                raise RequestError(
+                    f'annotation {names.request} names the container "{name[:64]}", which the pod does not have',
+                    fix="let the webhook that took it away run before Tessera's",
+                )
+
+    def _request(self, text: str | None) -> PodRequest:
+        if text is None:
             raise RequestError(
                 "asks for GPUs but did not pass Tessera's mutating webhook",
                 fix="look at its MutatingWebhookConfiguration (tessera doctor)",
             )
-        for container in PodReader(pod).containers:
-            left = [name for name in found.resources.get(container.name, ()) if name in container.resources]
-            if left:
-                raise RequestError(
-                    f"{', '.join(left)} should have become tickets; another webhook has written it afterwards",
-                    container=container.name,
-                    fix="let that webhook run before Tessera's, or set reinvocationPolicy: IfNeeded",
-                )
-            counts = ticket_counts(container.container, names)
-            asked = request.containers.get(container.name)
-            wanted = tickets(asked, names) if asked is not None else {}
-            if counts != wanted:
-                raise RequestError(
-                    f"holds the tickets {counts}, its request annotation means {wanted}",
-                    container=container.name,
-                    fix="another webhook has changed one of them; ask for what is meant in one place",
-                )
-            resources = container.container.resources
-            for name in counts:
-                sides = [
-                    None if resources is None else side.get(name)
-                    for side in (
-                        (resources.limits or {}) if resources else {},
-                        (resources.requests or {}) if resources else {},
-                    )
-                ]
-                if None in sides or len({parse(side) for side in sides if side is not None}) > 1:
+        try:
+            return decode(text)
+        except AnnotationError as error:
+            name = self._names.request
+            raise RequestError(str(error), fix=f"remove annotation {name}; admission writes it") from error
+
+    def _check(self, container: ContainerReader, found: Recognition, request: PodRequest) -> None:
+        """One container: nothing left to translate, its tickets those of the annotation, and the same on both sides."""
+        left = [name for name in found.resources.get(container.name, ()) if name in container.resources]
+        if left:
+            raise RequestError(
+                f"{', '.join(left)} should have become tickets; another webhook has written it afterwards",
+                container=container.name,
+                fix="let that webhook run before Tessera's, or set reinvocationPolicy: IfNeeded",
+            )
+        counts = ticket_counts(container.container, self._names)
+        asked = request.containers.get(container.name)
+        wanted = tickets(asked, self._names) if asked is not None else {}
+        if counts != wanted:
+            raise RequestError(
+                f"holds the tickets {counts}, its request annotation means {wanted}",
+                container=container.name,
+                fix="another webhook has changed one of them; ask for what is meant in one place",
+            )
+        resources = container.container.resources
+        for name in counts:
+            for side in () if resources is None else (resources.limits, resources.requests):
+                raw = (side or {}).get(name)
+                if raw is None or read_amount(raw, name, container=container.name) != counts[name]:
                     raise RequestError(
                         f"{name}: limits and requests differ", container=container.name, fix="write the same in both"
                     )
