@@ -72,10 +72,19 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """Both halves of admission by one config: what `/mutate` does, then what `/validate` says of the result."""
+    """Both halves of admission by one config: what `/mutate` does, then what `/validate` says of the result.
+
+    Make it with `by`.
+    """
 
     mutator: Mutator
     validator: Validator
+    asks: tuple[str, ...]
+
+    @classmethod
+    def by(cls, config: Config) -> Admission:
+        """Prepare both by a config."""
+        return cls(Mutator(config), Validator(config), config.names.asks)
 
     def judge(self, template: Template, manifest: Manifest, *, namespace: str) -> Verdict:
         """Decide about the pods of one template.
@@ -97,8 +106,19 @@ class Admission:
             self.validator.validate(decode(seen, owner=template.owner))
         except TesseraError as error:
             return Verdict(kind=kind, name=name, allowed=False, message=str(error))
-        return Verdict(
-            kind=kind, name=name, allowed=True, warnings=outcome.warnings, patch=patch, request=outcome.request
+        warnings = outcome.warnings
+        if outcome.request is None and manifest.value is not template.pod:
+            warnings += self._astray(manifest)
+        return Verdict(kind=kind, name=name, allowed=True, warnings=warnings, patch=patch, request=outcome.request)
+
+    def _astray(self, manifest: Manifest) -> tuple[str, ...]:
+        """Annotations that ask, on the workload instead of on its pods: its author will wonder."""
+        metadata = manifest.value.get("metadata")
+        there = metadata.get("annotations") if isinstance(metadata, dict) else None
+        return tuple(
+            f"annotation {name} of the {manifest.kind} itself asks for nothing; write it on the pod template"
+            for name in self.asks
+            if isinstance(there, dict) and name in there
         )
 
 
@@ -111,7 +131,7 @@ def run(arguments: argparse.Namespace) -> int:
         config = _config(arguments.config)
     except ConfigError as error:
         return _complain(f"{program}: {error}")
-    admission = Admission(Mutator(config), Validator(config))
+    admission = Admission.by(config)
     show = _Show(arguments.output, colour=not arguments.no_color and _colour())
     code = ALLOWED
     for name in arguments.filename:
