@@ -53,7 +53,7 @@ def _memory(pod: PodReader, container: str) -> int | None:
     if found is None:
         return None
     if found.denominator == 1 and found < MIB:
-        return memory_of(found.numerator, GIB)
+        return memory_of(found, GIB, f"annotation {MEMORY}", container)
     return as_bytes(found, f"annotation {MEMORY}", container=container)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from tessera.dialects.amounts import label_count, memory_of, percent_of_one, share
+from tessera.dialects.amounts import label_count, memory_of, memory_share, percent_of_one, share
 from tessera.dialects.dialect import Baggage, Context, Dialect, ForeignOptions, Reading
 from tessera.dialects.reader import ContainerReader, PodReader
 from tessera.model.errors import RequestError
@@ -38,7 +38,7 @@ class AliyunOptions(ForeignOptions, frozen=True, kw_only=True):
 
 
 def _container(container: ContainerReader, pod: PodReader, context: Context) -> Reading | None:
-    total, cores, cards = container.count(MEMORY), container.count(CORES), container.count(CARDS)
+    total, cores, cards = container.amount(MEMORY), container.count(CORES), container.count(CARDS)
     if total is None and cores is None and cards is None:
         return None
     init = container.role == "init"
@@ -56,11 +56,13 @@ def _container(container: ContainerReader, pod: PodReader, context: Context) -> 
             f"{CORES}: {cores} without {MEMORY}", container=container.name, fix=f"write {MEMORY} beside it"
         )
     gpus = label_count(pod, COUNT, container.name)
-    each = share(total, gpus, MEMORY, container.name)
+    each = memory_share(total, gpus, MEMORY, container.name)
     unit = GIB if context.option(AliyunOptions).memory_unit == "GiB" else MIB
-    memory = memory_of(each, unit)
+    memory = memory_of(each, unit, MEMORY, container.name)
     warnings = (
-        (f"{MEMORY}: {total} is more GiB than any card has; read as MiB",) if memory == each * MIB < each * unit else ()
+        (f"{MEMORY}: {float(total):g} is more GiB than any card has; read as MiB",)
+        if memory == each * MIB < each * unit
+        else ()
     )
     request = container_request(
         container=container.name,

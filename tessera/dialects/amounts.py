@@ -10,26 +10,50 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Final
 
-from tessera.dialects.reader import ContainerReader, PodReader
+from tessera.dialects.reader import ContainerReader, PodReader, as_bytes
 from tessera.model.errors import RequestError
 from tessera.model.quantity import GIB, MIB
 
-LARGEST_CARD: Final = 1024 * GIB
-"""Bytes that no card has; the largest sold in 2026 has 288 GB."""
+LARGEST_CARD: Final = 400 * GIB
+"""Bytes that no card has; the largest sold in 2026 has 288 GB, the least that people write as MiB is 512."""
+LARGEST: Final = 2**62
+"""Bytes above which a typo is refused rather than left waiting for a node that has them."""
 _SMALLER: Final = (GIB, MIB, 1)
 
 
-def memory_of(number: int, unit: int) -> int:
+def memory_of(number: Fraction | int, unit: int, name: str, container: str) -> int:
     """Bytes meant by a number for one GPU: in the dialect's unit, or in a smaller one where no card is that large.
+
+    Fractions are understood too: the API server would refuse them only after admission.
 
     Args:
         number: as written.
         unit: bytes of one.
+        name: it stands under.
+        container: named in errors.
+
+    Raises:
+        RequestError: no whole number of bytes, or more than makes sense in any unit.
     """
+    found = Fraction(number)
     for candidate in (unit, *(smaller for smaller in _SMALLER if smaller < unit)):
-        if number * candidate <= LARGEST_CARD:
-            return number * candidate
-    return number
+        if MIB <= found * candidate <= LARGEST_CARD:
+            return as_bytes(found * candidate, name, container=container)
+    if found * unit > LARGEST:
+        raise RequestError(
+            f"{name}: {float(found):g} is more than any GPU has", container=container, fix="write the memory of one GPU"
+        )
+    return as_bytes(found * unit, name, container=container)
+
+
+def memory_in(container: ContainerReader, name: str, unit: int) -> int | None:
+    """Bytes that a container asks for on one GPU under a resource name; None where it is absent or zero.
+
+    Raises:
+        RequestError: no quantity, or what `memory_of` refuses.
+    """
+    found = container.amount(name)
+    return None if found is None else memory_of(found, unit, name, container.name)
 
 
 def share(total: int, gpus: int, name: str, container: str) -> int:
@@ -38,13 +62,22 @@ def share(total: int, gpus: int, name: str, container: str) -> int:
     Raises:
         RequestError: it doesn't divide exactly.
     """
-    if total % gpus:
+    return int(memory_share(Fraction(total), gpus, name, container))
+
+
+def memory_share(total: Fraction, gpus: int, name: str, container: str) -> Fraction:
+    """Divide a total of memory over GPUs; for one GPU it may be a fraction of a unit.
+
+    Raises:
+        RequestError: it doesn't divide exactly.
+    """
+    if gpus > 1 and total % gpus:
         raise RequestError(
-            f"{name}: a total of {total} does not divide evenly over {gpus} GPUs",
+            f"{name}: a total of {float(total):g} does not divide evenly over {gpus} GPUs",
             container=container,
             fix=f"write a multiple of {gpus}",
         )
-    return total // gpus
+    return total / gpus
 
 
 def percent_of_one(value: int | None, name: str, container: str) -> int | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tessera.dialects.amounts import fraction_percent, label_count, percent_of_one, share
+from tessera.dialects.amounts import fraction_percent, label_count, memory_of, memory_share, percent_of_one, share
 from tessera.dialects.dialect import Context, Dialect, Reading
 from tessera.dialects.hami import CORES as HAMI_CORES
 from tessera.dialects.hami import COUNT as CARDS
@@ -28,7 +28,7 @@ _UNIT: Final = 128 * MIB
 
 
 def _container(container: ContainerReader, pod: PodReader, _context: Context) -> Reading | None:
-    total, compute = container.count(MEMORY), container.count(COMPUTE)
+    total, compute = container.amount(MEMORY), container.count(COMPUTE)
     if not total and not compute:
         return _fraction(container)
     if not total:
@@ -39,7 +39,7 @@ def _container(container: ContainerReader, pod: PodReader, _context: Context) ->
     request = container_request(
         container=container.name,
         gpus=gpus,
-        memory=share(total, gpus, MEMORY, container.name) * _UNIT,
+        memory=memory_of(memory_share(total, gpus, MEMORY, container.name), _UNIT, MEMORY, container.name),
         compute=percent_of_one(share(compute or 0, gpus, COMPUTE, container.name), COMPUTE, container.name),
         init=container.role == "init",
     )

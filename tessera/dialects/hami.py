@@ -12,7 +12,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from tessera.dialects.amounts import memory_of
+from tessera.dialects.amounts import memory_in
 from tessera.dialects.dialect import Baggage, Context, Dialect, ForeignOptions, Reading
 from tessera.dialects.reader import ContainerReader, PodReader
 from tessera.dialects.wished import Wished
@@ -58,7 +58,7 @@ def _container(container: ContainerReader, pod: PodReader, context: Context) -> 
     gpus = container.count(COUNT, fix=f"write whole GPUs; a share is {PERCENT} or {MEMORY}")
     if gpus is None and COUNT in container.resources:
         return None  # an explicit 0: HAMi gives no GPU then, whatever stands beside it
-    memory = container.count(MEMORY, fix="write whole MiB")
+    memory = memory_in(container, MEMORY, context.option(HamiOptions).memory_factor * MIB)
     percent = container.percent(PERCENT)
     cores = container.percent(CORES)
     warnings = []
@@ -74,7 +74,7 @@ def _container(container: ContainerReader, pod: PodReader, context: Context) -> 
     request = container_request(
         container=container.name,
         gpus=gpus or 1,
-        memory=None if memory is None else memory_of(memory, context.option(HamiOptions).memory_factor * MIB),
+        memory=memory,
         memory_percent=percent,
         compute=100 if whole else cores,
         init=container.role == "init",

@@ -89,7 +89,7 @@ def _request(
         number = text_count(pod, memory, f"annotation {MEMORY}", container=container.name)
         if number is None:
             return None
-        size = max(memory_of(number, MIB), int(limit or 0))
+        size = max(memory_of(number, MIB, f"annotation {MEMORY}", container.name), int(limit or 0))
     compute = pod.annotations.get(PERCENT)
     return container_request(
         container=container.name,
@@ -123,7 +123,7 @@ def _limit(pod: PodReader, container: ContainerReader, *, fraction: bool) -> Fra
     if found is None or (fraction and found > 1):
         return None
     if not fraction and found.denominator == 1 and RUNAI_LIMIT not in {e.name for e in container.container.env or ()}:
-        return Fraction(memory_of(found.numerator, MIB))
+        return Fraction(memory_of(found, MIB, "annotation gpu-memory.limit", container.name))
     return found
 
 

@@ -79,7 +79,7 @@ def _request(
     return container_request(
         container=name,
         gpus=gpus,
-        memory=None if memory is None else share(memory, gpus, MEMORY[0], name),
+        memory=None if memory is None else -(-memory // gpus),
         memory_percent=None if ratio is None else percent_of_one(share(ratio, gpus, RATIO[0], name), RATIO[0], name),
         compute=None if core is None else percent_of_one(share(core, gpus, CORE[0], name), CORE[0], name),
         init=container.role == "init",

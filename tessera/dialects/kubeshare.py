@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 from tessera.dialects.amounts import first_container, fraction_percent, memory_of
 from tessera.dialects.dialect import Baggage, Context, Dialect, ForeignOptions, Reading
-from tessera.dialects.reader import PodReader, as_bytes, as_count
+from tessera.dialects.reader import PodReader, as_count
 from tessera.model.errors import RequestError
 from tessera.model.request import container_request
 
@@ -50,7 +50,7 @@ def _pod(pod: PodReader, context: Context) -> Mapping[str, Reading]:
             fix="write a limit between the request and 1",
         )
     compute = limit if limit and context.option(KubeShareOptions).compute == "limit" else request
-    size = None if memory is None else memory_of(as_bytes(memory, f"label {MEMORY}", container=container.name), 1)
+    size = None if memory is None else memory_of(memory, 1, f"label {MEMORY}", container.name)
     asked = container_request(
         container=container.name,
         gpus=1,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from tessera.dialects.amounts import memory_of, share
+from tessera.dialects.amounts import memory_of, memory_share, share
 from tessera.dialects.dialect import Baggage, Context, Dialect, ForeignOptions, Reading
 from tessera.dialects.reader import ContainerReader, PodReader
 from tessera.model.errors import RequestError
@@ -34,7 +34,7 @@ class QgpuOptions(ForeignOptions, frozen=True, kw_only=True):
 
 
 def _container(container: ContainerReader, _pod: PodReader, context: Context) -> Reading | None:
-    core, memory, greedy = container.count(CORE), container.count(MEMORY), container.percent(GREEDY)
+    core, memory, greedy = container.count(CORE), container.amount(MEMORY), container.percent(GREEDY)
     if core is None and memory is None and greedy is None:
         return None
     name = container.name
@@ -54,7 +54,7 @@ def _container(container: ContainerReader, _pod: PodReader, context: Context) ->
         request = container_request(
             container=name,
             gpus=gpus,
-            memory=memory_of(share(memory, gpus, MEMORY, name), unit),
+            memory=memory_of(memory_share(memory, gpus, MEMORY, name), unit, MEMORY, name),
             compute=None if core is None else share(core, gpus, CORE, name),
             init=container.role == "init",
         )

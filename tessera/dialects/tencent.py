@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tessera.dialects.amounts import cards_or_share
+from tessera.dialects.amounts import cards_or_share, memory_of
 from tessera.dialects.dialect import Baggage, Context, Dialect, Reading
 from tessera.dialects.reader import ContainerReader, PodReader
 from tessera.model.errors import RequestError
@@ -23,21 +23,21 @@ _UNIT: Final = 256 * MIB
 
 
 def _container(container: ContainerReader, _pod: PodReader, _context: Context) -> Reading | None:
-    core, memory = container.count(CORE), container.count(MEMORY)
+    core, memory = container.count(CORE), container.amount(MEMORY)
     if core is None and memory is None:
         return None
     cards = cards_or_share(core or 0, CORE, container.name)
     if not cards and (core is None or memory is None):
         there, absent = (CORE, MEMORY) if memory is None else (MEMORY, CORE)
         raise RequestError(
-            f"{there}: {core or memory} without {absent}",
+            f"{there}: {float(core or memory or 0):g} without {absent}",
             container=container.name,
             fix=f"write {absent} beside it, or {CORE} as a multiple of 100",
         )
     request = container_request(
         container=container.name,
         gpus=cards or 1,
-        memory=None if cards or memory is None else memory * _UNIT,
+        memory=None if cards or memory is None else memory_of(memory, _UNIT, MEMORY, container.name),
         compute=None if cards else core,
         init=container.role == "init",
     )

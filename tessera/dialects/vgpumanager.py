@@ -10,7 +10,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from tessera.dialects.amounts import memory_of
+from tessera.dialects.amounts import memory_in
 from tessera.dialects.dialect import Baggage, Context, Dialect, ForeignOptions, Reading
 from tessera.dialects.reader import ContainerReader, PodReader
 from tessera.dialects.wished import Wished
@@ -42,14 +42,15 @@ class VgpuManagerOptions(ForeignOptions, frozen=True, kw_only=True):
 
 
 def _container(container: ContainerReader, _pod: PodReader, context: Context) -> Reading | None:
-    gpus, memory = container.count(COUNT), container.count(MEMORY)
+    gpus = container.count(COUNT)
+    memory = memory_in(container, MEMORY, context.option(VgpuManagerOptions).memory_factor * MIB)
     cores = container.percent(CORES) or container.percent(_MISSPELT)
     if not (gpus or memory or cores):
         return None
     request = container_request(
         container=container.name,
         gpus=gpus or 1,
-        memory=None if memory is None else memory_of(memory, context.option(VgpuManagerOptions).memory_factor * MIB),
+        memory=memory,
         memory_percent=100 if cores and not memory else None,
         compute=cores,
         init=container.role == "init",

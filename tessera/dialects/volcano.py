@@ -11,7 +11,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from tessera.dialects.amounts import memory_of
+from tessera.dialects.amounts import memory_in
 from tessera.dialects.dialect import Baggage, Context, Dialect, ForeignOptions, Reading
 from tessera.dialects.reader import ContainerReader, PodReader
 from tessera.dialects.wished import Wished
@@ -45,13 +45,13 @@ class VolcanoOptions(ForeignOptions, frozen=True, kw_only=True):
 def _container(container: ContainerReader, _pod: PodReader, context: Context) -> Reading | None:
     if not container.has(*_NAMES):
         return None
-    memory = container.count(MEMORY)
+    memory = memory_in(container, MEMORY, context.option(VolcanoOptions).memory_factor * MIB)
     percent = container.percent(PERCENT)
     warnings = (f"{PERCENT} is ignored beside {MEMORY}, as Volcano does",) if memory and percent else ()
     request = container_request(
         container=container.name,
         gpus=container.count(COUNT) or 1,
-        memory=None if memory is None else memory_of(memory, context.option(VolcanoOptions).memory_factor * MIB),
+        memory=memory,
         memory_percent=None if memory else percent or 100,
         compute=container.percent(CORES),
         init=container.role == "init",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tessera.dialects.amounts import memory_of
+from tessera.dialects.amounts import memory_in
 from tessera.dialects.dialect import Context, Dialect, Reading
 from tessera.dialects.reader import ContainerReader, PodReader
 from tessera.model.errors import RequestError
@@ -19,7 +19,7 @@ MEMORY: Final = "volcano.sh/gpu-memory"
 
 
 def _container(container: ContainerReader, _pod: PodReader, _context: Context) -> Reading | None:
-    gpus, memory = container.count(COUNT), container.count(MEMORY, fix="write whole MiB")
+    gpus, memory = container.count(COUNT), memory_in(container, MEMORY, MIB)
     if gpus and memory:
         raise RequestError(
             f"asks for {gpus} whole GPUs ({COUNT}) and for a share of one ({MEMORY})",
@@ -29,7 +29,7 @@ def _container(container: ContainerReader, _pod: PodReader, _context: Context) -
     request = container_request(
         container=container.name,
         gpus=gpus,
-        memory=None if memory is None else memory_of(memory, MIB),
+        memory=memory,
         init=container.role == "init",
     )
     return None if request is None else Reading(request=request, resources=container.present((COUNT, MEMORY)))
