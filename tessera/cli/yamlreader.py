@@ -97,10 +97,10 @@ class _Reader:
                 try:
                     value, _ = self._value(first, 0)
                 except YamlError as error:
+                    error.ends = error.ends or not self._skip()
                     yield error
                     if error.ends:
                         return
-                    self._skip()
                     continue
                 if value is not None:
                     yield Document(self._number, _line(first), value)
@@ -109,7 +109,7 @@ class _Reader:
         except yaml.reader.ReaderError as error:
             yield YamlError(
                 f"not YAML: holds a character that YAML does not take (#x{_code(error):02x})",
-                line=self._line_of(error.position),
+                line=self._line_of(chr(_code(error))),
                 document=max(self._number, 1),
                 ends=True,
             )
@@ -126,11 +126,19 @@ class _Reader:
         if self._number > MOST_DOCUMENTS:
             self._refuse(event, f"more than {MOST_DOCUMENTS} documents", ends=True)
 
-    def _skip(self) -> None:
-        """Go on to the end of a document whose reading was given up."""
-        for event in self._events:
-            if isinstance(event, yaml.DocumentEndEvent):
-                return
+    def _skip(self) -> bool:
+        """Go on to the end of a document whose reading was given up; False where that is not to be had for little."""
+        depth = 0
+        try:
+            for count, event in enumerate(self._events):
+                if isinstance(event, yaml.DocumentEndEvent):
+                    return True
+                depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+                if depth > DEEPEST or count > MOST_NODES:
+                    return False
+        except yaml.YAMLError:
+            return False
+        return False
 
     def _value(self, event: yaml.Event, depth: int) -> tuple[Json, int]:
         """What begins with an event, and how many levels it has."""
@@ -244,8 +252,9 @@ class _Reader:
         """
         raise YamlError(problem, line=_line(event), document=self._number, ends=ends)
 
-    def _line_of(self, position: int) -> int:
-        return self._text.count("\n", 0, position) + 1
+    def _line_of(self, character: str) -> int:
+        # libyaml counts the position in bytes, PyYAML's own reader in characters.
+        return self._text.count("\n", 0, max(self._text.find(character), 0)) + 1
 
 
 @dataclass(frozen=True, slots=True)
