@@ -12,7 +12,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from tessera.dialects.dialect import Context, Dialect, ForeignOptions, Reading
+from tessera.dialects.dialect import Baggage, Context, Dialect, ForeignOptions, Reading
 from tessera.dialects.reader import ContainerReader, PodReader
 from tessera.model.errors import RequestError
 from tessera.model.request import ContainerRequest, container_request
@@ -21,6 +21,8 @@ COUNT: Final = "nvidia.com/gpu"
 SHARED: Final = "nvidia.com/gpu.shared"
 PRODUCT: Final = "nvidia.com/gpu.product"
 MIG: Final = "nvidia.com/mig-"
+_SHARED: Final = "-SHARED"
+"""What GPU feature discovery adds to the product where a card is time-sliced; no node of ours has it."""
 _MIG: Final = re.compile(r"nvidia\.com/mig-([1-7]g\.[0-9]{1,3}gb(?:\.[a-z0-9.]{1,16})?)", re.ASCII)
 
 
@@ -42,8 +44,11 @@ class NvidiaOptions(ForeignOptions, frozen=True, kw_only=True):
 def is_replica(pod: PodReader) -> bool:
     """Whether ``nvidia.com/gpu`` in this pod is a replica of a shared card or a MIG instance rather than a card."""
     selector = pod.selector
-    return selector.get(PRODUCT, "").endswith("-SHARED") or any(
-        key.startswith("cloud.google.com/gke-gpu-") for key in selector
+    product = selector.get(PRODUCT, "")
+    return (
+        product.endswith(_SHARED)
+        or "-MIG-" in product
+        or any(key.startswith("cloud.google.com/gke-gpu-") for key in selector)
     )
 
 
@@ -76,7 +81,7 @@ def _cards(container: ContainerReader, pod: PodReader, options: NvidiaOptions) -
 
 
 def _replicas(container: ContainerReader, pod: PodReader, options: NvidiaOptions) -> Reading | None:
-    name = COUNT if pod.selector.get(PRODUCT, "").endswith("-SHARED") and COUNT in container.resources else SHARED
+    name = COUNT if pod.selector.get(PRODUCT, "").endswith(_SHARED) and COUNT in container.resources else SHARED
     replicas = container.count(name) if options.shared_percent else None
     if replicas is None:
         return None
@@ -103,6 +108,13 @@ def _instances(container: ContainerReader, options: NvidiaOptions) -> Reading | 
     return Reading(request=ContainerRequest(gpus=count, mig=profile, init=container.role == "init"), resources=(name,))
 
 
+def _baggage(pod: PodReader, context: Context) -> Baggage:
+    product = pod.selector.get(PRODUCT, "")
+    if not product.endswith(_SHARED):
+        return Baggage()
+    return Baggage(annotations={context.names.gpu_models: product.removesuffix(_SHARED)}, selectors=(PRODUCT,))
+
+
 DIALECT: Final = Dialect(
     name="nvidia",
     about="NVIDIA's device plugin",
@@ -110,4 +122,5 @@ DIALECT: Final = Dialect(
     resources=frozenset({COUNT, SHARED}),
     prefixes=(MIG,),
     container=_container,
+    baggage=_baggage,
 )

@@ -55,11 +55,11 @@ class Case:
 
 def cases() -> list[Case]:
     """Every case there is."""
-    found = []
-    for path in sorted(CASES.glob("*.yaml")):
-        for plain in yaml.safe_load(path.read_text(encoding="utf-8")):
-            found.append(Case(dialect=path.stem, name=plain.pop("case"), **plain))
-    return found
+    return [
+        Case(dialect=path.stem, name=plain.pop("case"), **plain)
+        for path in sorted(CASES.glob("*.yaml"))
+        for plain in yaml.safe_load(path.read_text(encoding="utf-8"))
+    ]
 
 
 def whole(pod: dict[str, Any]) -> dict[str, Any]:
