@@ -46,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     given = sys.argv[1:] if arguments is None else arguments
     program = "kubectl tessera" if os.path.basename(sys.argv[0]).startswith("kubectl-") else "tessera"
+    _open_closed()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter still shows the rest
@@ -126,6 +127,13 @@ class _Version(argparse.Action):
             found = "unknown (not installed)"
         sys.stdout.write(f"{parser.prog} {found}\n")
         parser.exit()
+
+
+def _open_closed() -> None:
+    """A stream that whoever started us has closed is None to Python; nothing is to be read from it, or to be seen."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  until the process ends
 
 
 def _say(text: str, code: int) -> int:
