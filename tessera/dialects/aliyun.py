@@ -21,7 +21,9 @@ MEMORY: Final = "aliyun.com/gpu-mem"
 CORES: Final = "aliyun.com/gpu-core.percentage"
 CARDS: Final = "aliyun.com/gpu"
 COUNT: Final = "aliyun.com/gpu-count"
-_NAMES: Final = (MEMORY, CORES, CARDS, COUNT)
+_MISSPELT: Final = "aliyun.com/gpu-core"
+"""As manifests in the wild spell `CORES`; no node has ever advertised it."""
+_NAMES: Final = (MEMORY, CORES, _MISSPELT, CARDS, COUNT)
 _MODEL: Final = "aliyun.accelerator/nvidia_name"
 _SELECTORS: Final = ("gpushare", "cgpu", "ack.node.gpu.schedule", _MODEL)
 _DISABLE: Final = "CGPU_DISABLE"
@@ -38,7 +40,8 @@ class AliyunOptions(ForeignOptions, frozen=True, kw_only=True):
 
 
 def _container(container: ContainerReader, pod: PodReader, context: Context) -> Reading | None:
-    total, cores, cards = container.amount(MEMORY), container.count(CORES), container.count(CARDS)
+    total, cards = container.amount(MEMORY), container.count(CARDS)
+    cores = container.count(CORES) or container.count(_MISSPELT)
     if total is None and cores is None and cards is None:
         return None
     init = container.role == "init"

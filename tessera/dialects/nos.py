@@ -1,8 +1,8 @@
 """nos (Nebuly): slices under MPS whose size is in the resource's name, ``nvidia.com/gpu-10gb``; one per container.
 
-Source: nebuly-ai/nos pkg/gpu/slicing, docs "MPS partitioning". nos counts a node's GB as MiB / 1000, so one GB is between
-the two usual meanings: see `NosOptions`. ``hostIPC`` and ``runAsUser: 1000`` in its samples belong to its MPS server and
-do no harm.
+Source: nebuly-ai/nos pkg/gpu/slicing, docs "MPS partitioning". nos counts a node's GB as MiB / 1000 and limits a slice by MPS,
+whose ``10G`` is 10 GiB; what a program may use there is reserved by default, see `NosOptions`. ``hostIPC`` and
+``runAsUser: 1000`` in its samples belong to its MPS server and do no harm.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class NosOptions(ForeignOptions, frozen=True, kw_only=True):
         memory_unit: what one ``gb`` of the name stands for.
     """
 
-    memory_unit: Literal["GB", "GiB"] = "GB"
+    memory_unit: Literal["GiB", "GB"] = "GiB"
 
 
 def _container(container: ContainerReader, _pod: PodReader, context: Context) -> Reading | None:

@@ -1,7 +1,7 @@
 """TKE's qGPU: percent of compute and GiB of memory, totals over as many cards as the percentage needs.
 
 Source: Tencent Cloud's manual of qGPU. N x 100 is N whole cards; above 100 otherwise, the totals are divided over the
-cards (160 and 60 are 2 cards of 80 % and 30). ``qgpu-core-greedy`` is best-effort compute for offline pods; an online pod
+cards and rounded down (121 and 31 are 2 cards of 60 % and 15). ``qgpu-core-greedy`` is best-effort compute for offline pods; an online pod
 asks for memory only. The manual says "GB" and "G" in some places and GiB in others: see `QgpuOptions`.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from tessera.dialects.amounts import memory_of, memory_share, share
+from tessera.dialects.amounts import memory_of
 from tessera.dialects.dialect import Baggage, Context, Dialect, ForeignOptions, Reading
 from tessera.dialects.reader import ContainerReader, PodReader
 from tessera.model.errors import RequestError
@@ -54,8 +54,8 @@ def _container(container: ContainerReader, _pod: PodReader, context: Context) ->
         request = container_request(
             container=name,
             gpus=gpus,
-            memory=memory_of(memory_share(memory, gpus, MEMORY, name), unit, MEMORY, name),
-            compute=None if core is None else share(core, gpus, CORE, name),
+            memory=memory_of(memory if gpus == 1 else memory // gpus, unit, MEMORY, name),
+            compute=None if core is None else core // gpus,
             init=container.role == "init",
         )
     return None if request is None else Reading(request=request, resources=container.present(_NAMES))

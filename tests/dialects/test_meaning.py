@@ -123,8 +123,8 @@ TENCENT = [
     case("elasticgpu", {"gpus": 3, "whole": True}, pod({"elasticgpu.io/pgpu": 3}), id="whole cards"),
 ]  # fmt: skip
 OTHERS = [
-    case("nos", memory(10 * 10**9), pod({"nvidia.com/gpu-10gb": 1}, hostIPC=True, securityContext={"runAsUser": 1000}), id="the size is in the name"),
-    case("nos", memory(10 * GI), pod({"nvidia.com/gpu-10gb": 1}), config="dialects: {nos: {memoryUnit: GiB}}", id="GiB by option"),
+    case("nos", memory(10 * GI), pod({"nvidia.com/gpu-10gb": 1}, hostIPC=True, securityContext={"runAsUser": 1000}), id="the size is in the name"),
+    case("nos", memory(10 * 10**9), pod({"nvidia.com/gpu-10gb": 1}), config="dialects: {nos: {memoryUnit: GB}}", id="GB by option"),
     case("vgpuManager", memory(1024 * MI, compute=10), pod({"nvidia.com/vgpu-number": 1, "nvidia.com/vgpu-cores": 10, "nvidia.com/vgpu-memory": 1024}), id="a share"),
     case("vgpuManager", memory(1024 * MI, compute=10), pod({"nvidia.com/vgpu-number": 1, "nvidia.com/vgpu-core": 10, "nvidia.com/vgpu-memory": 1024}), id="its README's misspelling"),
     case("vgpuManager", {"gpus": 2, "whole": True}, pod({"nvidia.com/vgpu-number": 2}), id="the number alone is whole cards"),
