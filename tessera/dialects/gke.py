@@ -19,7 +19,7 @@ from tessera.dialects.dialect import Baggage, Context, Dialect, ForeignOptions, 
 from tessera.dialects.hami import COUNT
 from tessera.dialects.reader import ContainerReader, PodReader
 from tessera.model.errors import RequestError
-from tessera.model.request import ContainerRequest, container_request
+from tessera.model.request import container_request, mig_request
 
 STRATEGY: Final = "cloud.google.com/gke-gpu-sharing-strategy"
 CLIENTS: Final = "cloud.google.com/gke-max-shared-clients-per-gpu"
@@ -61,7 +61,8 @@ def _container(container: ContainerReader, pod: PodReader, context: Context) -> 
             raise RequestError(
                 f"nodeSelector {PARTITION}: {profile[:32]!r} is no MIG profile", fix="write one as 1g.5gb"
             )
-        return Reading(request=ContainerRequest(gpus=gpus, mig=profile, init=init), resources=(COUNT,))
+        instances = mig_request(container=container.name, profile=profile, instances=gpus, init=init)
+        return Reading(request=instances, resources=(COUNT,))
     if gpus > 1:
         raise RequestError(
             f"{COUNT}: {gpus} of a shared GPU", container=container.name, fix="ask for 1, as GKE itself demands"

@@ -15,7 +15,7 @@ import msgspec
 from tessera.dialects.dialect import Baggage, Context, Dialect, ForeignOptions, Reading
 from tessera.dialects.reader import ContainerReader, PodReader
 from tessera.model.errors import RequestError
-from tessera.model.request import ContainerRequest, container_request
+from tessera.model.request import ContainerRequest, container_request, mig_request
 
 COUNT: Final = "nvidia.com/gpu"
 SHARED: Final = "nvidia.com/gpu.shared"
@@ -105,7 +105,9 @@ def _instances(container: ContainerReader, options: NvidiaOptions) -> Reading | 
     if not asked:
         return None
     name, count, profile = asked[0]
-    return Reading(request=ContainerRequest(gpus=count, mig=profile, init=container.role == "init"), resources=(name,))
+    init = container.role == "init"
+    request = mig_request(container=container.name, profile=profile, instances=count, init=init)
+    return Reading(request=request, resources=(name,))
 
 
 def _baggage(pod: PodReader, context: Context) -> Baggage:

@@ -126,6 +126,27 @@ def container_request(
     )
 
 
+def mig_request(*, container: str, profile: str, instances: int, init: bool = False) -> ContainerRequest:
+    """A request for existing MIG instances of one profile, bounded as GPUs are.
+
+    Args:
+        container: named in errors.
+        profile: of the instances, such as ``1g.10gb``.
+        instances: how many, at least 1.
+        init: a plain init container asks.
+
+    Raises:
+        RequestError: more instances than a request annotation may hold (`decode` would not believe it).
+    """
+    if instances > MOST_GPUS:
+        raise RequestError(
+            f"asks for {instances} MIG instances of {profile} on one node",
+            container=container,
+            fix=f"ask for at most {MOST_GPUS}",
+        )
+    return ContainerRequest(gpus=instances, mig=profile, init=init)
+
+
 def encode(request: PodRequest) -> str:
     """Write the request annotation: compact JSON, sorted keys."""
     return msgspec.json.encode(request, order="sorted").decode()

@@ -16,7 +16,7 @@ from tessera.model.errors import AnnotationError, QuantityError, RequestError
 from tessera.model.names import Names
 from tessera.model.pod import Container, Pod, Role, role
 from tessera.model.quantity import Raw, binary, whole
-from tessera.model.request import MOST_GPUS, ContainerRequest, PodRequest, container_request, decode
+from tessera.model.request import MOST_GPUS, ContainerRequest, PodRequest, container_request, decode, mig_request
 
 DIALECT: Final = "tickets"
 """The dialect of a pod whose tickets were written by hand."""
@@ -84,7 +84,7 @@ def request_of(counts: Mapping[str, int], names: Names, *, container: str, init:
     """Read tickets written by hand: spread evenly over the fewest GPUs that hold them.
 
     Raises:
-        RequestError: both memory views at once, MIG beside slices, or totals that don't divide evenly.
+        RequestError: both memory views at once, MIG beside slices, too many MIG instances, or totals that don't divide evenly.
     """
     units = counts.get(names.memory_units, 0)
     percent = counts.get(names.memory_percent, 0)
@@ -98,7 +98,8 @@ def request_of(counts: Mapping[str, int], names: Names, *, container: str, init:
                 fix="ask for instances of one MIG profile, or for a slice, in one container",
             )
         name, count = next(iter(migs.items()))
-        return ContainerRequest(gpus=count, mig=name.removeprefix(names.mig_prefix), init=init)
+        profile = name.removeprefix(names.mig_prefix)
+        return mig_request(container=container, profile=profile, instances=count, init=init)
     fewest = max(1, -(-max(percent, compute) // 100))
     gpus = next(
         (n for n in range(fewest, MOST_GPUS + 1) if units % n == percent % n == compute % n == 0),
