@@ -34,6 +34,10 @@ UNREADABLE: Final = 2
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `tessera mutate`."""
+    parser.epilog = (
+        "Patches are relative to the pod template (to the object, where that is a Pod), as admission sees a pod made from it. "
+        "What is denied is left out of -o yaml. Exit code: 0 all allowed, 1 some denied, 2 something could not be read."
+    )
     parser.add_argument(
         "-f", "--filename", action="extend", nargs="+", required=True, metavar="FILE",
         help="manifests, YAML or JSON; a folder's *.yaml, *.yml and *.json; - is standard input",

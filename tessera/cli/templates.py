@@ -3,11 +3,14 @@
 Kubernetes' own kinds are looked up, so that a template that is missing or misshapen is said. In all others, pod templates
 are found by their shape: whatever stands under a key such as ``template``, ``workerTemplate`` or ``templates`` and has a
 ``spec`` with a list of containers. That covers PyTorchJob and its family, MPIJob, Volcano Job, Argo Rollout, JobSet,
-LeaderWorkerSet, RayCluster, RayJob, Knative Service and most others. An Argo Workflow writes one container instead of a list.
+LeaderWorkerSet, RayCluster, RayJob, Knative Service and most others. Under other keys (Seldon's componentSpecs, KServe's
+predictor, pods inside of other objects) each container has to have a name and an image. An Argo Workflow writes one container
+instead of a list.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -25,6 +28,8 @@ _OWN: Final[dict[str, tuple[str, ...]]] = {
         ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "ReplicationController", "Job"), _TEMPLATE
     ),
 }
+_KEY: Final = re.compile(r"(^t|T)emplates?$")
+_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _ARGO_POD: Final = frozenset({"schedulerName", "nodeSelector", "tolerations", "affinity", "volumes"})
 """What an Argo template and a pod's spec call by the same name, of what admission may change."""
 
@@ -73,7 +78,8 @@ def templates(value: Object) -> list[Template]:
     if kind == "Pod" or (group in _GROUPS and kind in _OWN):
         own = _own(value, kind)
         # A Volcano Job without apiVersion is a Job too, to whoever reads it.
-        return (list(_find(value, "", kind, 0)) if own.problem else []) or [own]
+        others = [each for each in _find(value, "", kind, 0) if each.path] if own.problem else []
+        return others or [own]
     return list(_find(value, "", kind, 0))
 
 
@@ -92,41 +98,31 @@ def _name(value: Json) -> str:
     return "missing" if value is None else "a list" if isinstance(value, list) else f"{value!r:.40}"
 
 
-def _find(value: Json, path: str, kind: str, depth: int) -> Iterator[Template]:
+def _find(value: Json, path: str, kind: str, depth: int, *, named: bool = False) -> Iterator[Template]:
+    """Walk what may hold pod templates; `named`: the key that led here says that this is one."""
     if depth > DEEPEST:
         return
     if isinstance(value, list):
         for number, item in enumerate(value):
-            yield from _find(item, f"{path}[{number}]", kind, depth + 1)
+            yield from _find(item, f"{path}[{number}]", kind, depth + 1, named=named)
     elif isinstance(value, dict):
+        found = _template(value, path, kind, named=named)
+        if found is not None:
+            yield found
+            return
         for key, below in value.items():
-            where = f"{path}.{key}".removeprefix(".")
-            single = key.endswith(("template", "Template"))
-            several = key.endswith(("templates", "Templates")) and isinstance(below, list)
-            candidates = [(where, below)] if single else _numbered(where, below) if several else []
-            if not candidates:
-                yield from _find(below, where, kind, depth + 1)
-            for there, candidate in candidates:
-                found = _template(candidate, there, kind)
-                if found is not None:
-                    yield found
-                else:
-                    yield from _find(candidate, there, kind, depth + 1)
+            yield from _find(below, f"{path}.{key}".removeprefix("."), kind, depth + 1, named=bool(_KEY.search(key)))
 
 
-def _numbered(path: str, values: Json) -> list[tuple[str, Json]]:
-    return [(f"{path}[{n}]", each) for n, each in enumerate(values)] if isinstance(values, list) else []
-
-
-def _template(value: Json, path: str, kind: str) -> Template | None:
-    """What has the shape of a pod template, as one."""
-    if not isinstance(value, dict):
-        return None
+def _template(value: Object, path: str, kind: str, *, named: bool) -> Template | None:
+    """What has the shape of a pod template, as one; without the name its containers have to look like containers."""
     spec = value.get("spec")
-    if isinstance(spec, dict) and _list(spec, "containers"):
+    if isinstance(spec, dict) and _runs(spec, named=named):
         return Template(path, value, kind)
-    if _list(value, "containers"):
+    if _runs(value, named=named):
         return Template(path, _around(value, value), kind, within=value)
+    if not named:
+        return None
     container = value.get("container") or value.get("script")
     together = value.get("containerSet")
     if isinstance(container, dict):
@@ -136,6 +132,18 @@ def _template(value: Json, path: str, kind: str) -> Template | None:
     if isinstance(together, dict) and _list(together, "containers"):
         return _argo(value, _list(together, "containers"), path, kind, None)
     return None
+
+
+def _runs(spec: Object, *, named: bool) -> bool:
+    """Whether this has a list of containers; patterns of policies have such lists too, with wildcards for names."""
+    containers = _list(spec, "containers")
+    return bool(containers) and (
+        named or all(_is_name(each.get("name")) and isinstance(each.get("image"), str) for each in containers)
+    )
+
+
+def _is_name(value: Json) -> bool:
+    return isinstance(value, str) and _NAME.fullmatch(value) is not None
 
 
 def _argo(value: Object, containers: list[Object], path: str, kind: str, container: Object | None) -> Template:

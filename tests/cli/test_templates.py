@@ -9,6 +9,7 @@ from tessera.cli.templates import templates
 SLICE = {"tessera.dev/gpu-memory": "8Gi"}
 SPEC = {"containers": [{"name": "main", "resources": {"limits": SLICE}}]}
 TEMPLATE = {"metadata": {"labels": {"a": "b"}}, "spec": SPEC}
+NAMED = {"spec": {"containers": [SPEC["containers"][0] | {"image": "x"}]}}
 
 KINDS = [
     ("v1", "Pod", {"spec": SPEC}, [""]),
@@ -43,6 +44,12 @@ KINDS = [
     ("example.com/v1", "Several", {"spec": {"podTemplates": [TEMPLATE, {"spec": {}}, TEMPLATE]}},
      ["spec.podTemplates[0]", "spec.podTemplates[2]"]),
     ("apps.kruise.io/v1alpha1", "DaemonSet", {"spec": {"template": TEMPLATE}}, ["spec.template"]),
+    ("machinelearning.seldon.io/v1", "SeldonDeployment", {"spec": {"predictors": [{"componentSpecs": [NAMED, NAMED]}]}},
+     ["spec.predictors[0].componentSpecs[0]", "spec.predictors[0].componentSpecs[1]"]),
+    ("serving.kserve.io/v1beta1", "InferenceService", {"spec": {"predictor": NAMED["spec"]}}, ["spec.predictor"]),
+    ("serving.kserve.io/v1alpha1", "ServingRuntime", NAMED, [""]),
+    ("template.openshift.io/v1", "Template", {"objects": [{"kind": "Pod", **NAMED}, {"kind": "Deployment", "spec": {"template": TEMPLATE}}]},
+     ["objects[0]", "objects[1].spec.template"]),
     # A kind that is Kubernetes' own by name only, to a reader without apiVersion.
     (None, "Job", {"spec": {"tasks": [{"template": TEMPLATE}]}}, ["spec.tasks[0].template"]),
 ]  # fmt: skip
@@ -57,7 +64,9 @@ def test_every_kind_with_pod_templates(version, kind, body, paths):
     found = templates(_object(version, kind, body))
     assert [template.path for template in found] == paths
     assert {template.owner for template in found} == {kind}
-    assert all(template.pod["spec"]["containers"] == SPEC["containers"] for template in found)
+    for template in found:
+        (container,) = template.pod["spec"]["containers"]
+        assert container.items() >= SPEC["containers"][0].items()
 
 
 @pytest.mark.parametrize(("version", "kind", "body", "paths"), KINDS, ids=lambda value: str(value)[:40])
@@ -87,6 +96,11 @@ def test_what_is_changed_in_a_template_is_changed_in_its_object_and_nothing_else
             "kind": "ClusterPolicy",
             "spec": {"rules": [{"validate": {"pattern": {"spec": {"containers": [{"name": "*"}]}}}}]},
         },
+        {
+            "kind": "ClusterPolicy",
+            "spec": {"pattern": {"spec": {"containers": [{"name": "*", "image": "registry/*"}]}}},
+        },
+        {"kind": "PodMetrics", "containers": [{"name": "a", "usage": {"cpu": 1}}]},
         {"kind": "X", "spec": {"template": {"spec": {"containers": []}}}},
         {"kind": "X", "spec": {"template": {"spec": {"containers": "none"}}, "templates": {"spec": 1}}},
         {"kind": "X", "spec": None, "template": None, "templates": None},
@@ -109,6 +123,7 @@ def test_what_holds_no_pod_has_no_template(value):
         ("CronJob", {"spec": {"jobTemplate": {"spec": {}}}}, "spec.jobTemplate.spec.template is missing"),
         ("CronJob", {"spec": {"jobTemplate": 7}}, "spec.jobTemplate is 7"),
         ("PodTemplate", {"template": "x"}, "template is 'x'"),
+        ("Deployment", NAMED, "spec.template is missing"),
     ],
 )
 def test_kubernetes_own_kinds_say_what_is_wrong_with_their_template(kind, body, words):
