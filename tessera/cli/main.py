@@ -56,12 +56,13 @@ def main(arguments: list[str] | None = None) -> int:
         code: int = importlib.import_module(module).run(options)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read us has gone (a pager, head): there is nobody to tell. Nothing is left to be flushed at the end either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read us has gone (a pager, head): there is nobody to tell.
+        _drop_output()
         return BROKEN_PIPE
     except KeyboardInterrupt:
         return INTERRUPTED
     except (TesseraError, OSError) as error:
+        _drop_output()
         return _say(f"{program}: {error}", FAILED)
     except ModuleNotFoundError as error:
         return _say(f"{program}: {error}; install what commands need: pip install 'tessera-gpu[cli]'", FAILED)
@@ -134,6 +135,14 @@ def _open_closed() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  until the process ends
+
+
+def _drop_output() -> None:
+    """What can't be written (a reader that has gone, a full disk) is not tried again when the process ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(text: str, code: int) -> int:
