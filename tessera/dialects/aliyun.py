@@ -87,7 +87,10 @@ def _baggage(pod: PodReader, context: Context) -> Baggage:
         warnings.append(f"{_DISABLE}=true has no effect here: the slice is held to its size by the node's guarantee")
     model = pod.selector.get(_MODEL, "").strip()
     return Baggage(
-        annotations={context.names.gpu_models: model} if model else {}, selectors=_SELECTORS, warnings=tuple(warnings)
+        annotations={context.names.gpu_models: model} if model else {},
+        selectors=_SELECTORS,
+        resources=(COUNT,),
+        warnings=tuple(warnings),
     )
 
 

@@ -50,11 +50,14 @@ class Baggage(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         annotations: ours to set, unless the pod has them: wishes translated.
         selectors: nodeSelector keys that only nodes of the other system carry; taken away with a warning.
+        resources: resource names that ask for nothing and that no node has; taken away from every container, also from
+            one that asks for nothing else, since the pod would wait for them for ever.
         warnings: what its author should know.
     """
 
     annotations: Mapping[str, str] = {}
     selectors: tuple[str, ...] = ()
+    resources: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
 

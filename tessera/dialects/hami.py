@@ -106,7 +106,7 @@ def _refuse_privileged(container: ContainerReader) -> None:
 
 
 def _baggage(pod: PodReader, context: Context) -> Baggage:
-    return WISHES.baggage(pod, context)
+    return msgspec.structs.replace(WISHES.baggage(pod, context), resources=(PRIORITY,))
 
 
 DIALECT: Final = Dialect(

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from tessera.dialects import acs, cce, gke, hami, nvidia
-from tessera.dialects.dialect import Context, Dialect, ForeignOptions, Reading, no_baggage, no_pod
+from tessera.dialects.dialect import Baggage, Context, Dialect, ForeignOptions, Reading, no_baggage, no_pod
 from tessera.dialects.native import native, tickets
 from tessera.dialects.reader import ContainerReader, PodReader
 from tessera.dialects.registry import FOREIGN, OPTIONS
@@ -112,16 +112,16 @@ class Dialects:
         )
         _one_gpu_with_init(order, request)
         converted = not spoken.isdisjoint(_FOREIGN)
-        annotations, selectors, warnings = self._baggage(reader) if converted else ({}, (), ())
+        baggage = self._baggage(reader) if converted else Baggage()
         readings = [reading for found in said.values() for _, reading in found]
         return Recognition(
             request=request,
             containers=reader.containers,
-            resources=self._taken(reader, said, spoken),
-            annotations=annotations,
-            selectors=selectors,
+            resources=self._taken(reader, said, spoken, baggage.resources),
+            annotations=baggage.annotations,
+            selectors=baggage.selectors,
             foreign=converted,
-            warnings=tuple(dict.fromkeys((*(w for each in readings for w in each.warnings), *warnings))),
+            warnings=tuple(dict.fromkeys((*(w for each in readings for w in each.warnings), *baggage.warnings))),
         )
 
     def _owners(self, container: ContainerReader) -> list[Dialect]:
@@ -203,29 +203,38 @@ class Dialects:
             reading = Reading(request=request, resources=(nvidia.COUNT,), warnings=() if there else (warning,))
             _agree(said.setdefault(container.name, []), nvidia.DIALECT.name, reading, container.name)
 
-    def _baggage(self, reader: PodReader) -> tuple[dict[str, str], tuple[str, ...], tuple[str, ...]]:
-        """Wishes, selectors and warnings of every foreign dialect; the first one's wish counts."""
+    def _baggage(self, reader: PodReader) -> Baggage:
+        """What every foreign dialect carries; the first one's wish counts."""
         annotations: dict[str, str] = {}
         selectors: dict[str, None] = {}
+        resources: list[str] = []
         warnings: list[str] = []
         for dialect in self._carriers:
             context = self._contexts[dialect.name]
             found = dialect.baggage(reader, context)
             annotations = {**found.annotations, **annotations}
             warnings += found.warnings
+            resources += found.resources
             if context.option(ForeignOptions).drop_node_selectors:
                 selectors.update(dict.fromkeys(key for key in found.selectors if key in reader.selector))
-        return annotations, tuple(selectors), tuple(warnings)
+        return Baggage(
+            annotations=annotations,
+            selectors=tuple(selectors),
+            resources=tuple(resources),
+            warnings=tuple(warnings),
+        )
 
-    def _taken(self, reader: PodReader, said: Said, spoken: set[str]) -> dict[str, tuple[str, ...]]:
-        """Names to take away: those that were read, our own, and what the dialects spoken left unread at zero."""
+    def _taken(
+        self, reader: PodReader, said: Said, spoken: set[str], carried: tuple[str, ...]
+    ) -> dict[str, tuple[str, ...]]:
+        """Names to take away: those read, our own, those that are only carried, and what was left unread at zero."""
         taken = {}
-        own = frozenset(self._names.asks)
+        always = frozenset((*self._names.asks, *carried))
         dialects = [dialect for dialect in self.active if dialect.name in spoken and dialect.name != TICKETS]
         for container in reader.containers:
             names = {name for _, reading in said.get(container.name, ()) for name in reading.resources}
             for name in container.resources:
-                if name in own or (any(d.owns(name) for d in dialects) and container.amount(name) is None):
+                if name in always or (any(d.owns(name) for d in dialects) and container.amount(name) is None):
                     names.add(name)
             if names:
                 taken[container.name] = tuple(sorted(names))

@@ -174,3 +174,35 @@ def test_mig_instances_are_bounded_as_gpus_are(admit, written, selector, options
     assert admit(after, options)[1].request == outcome.request
     with pytest.raises(RequestError, match=f'container "main": asks for {MOST_GPUS + 1} MIG instances.*at most'):
         admit(asking(MOST_GPUS + 1), options)
+
+
+@pytest.mark.parametrize(
+    ("asking", "beside"),
+    [
+        ({"aliyun.com/gpu-mem": 4}, {"aliyun.com/gpu-count": 1}),
+        ({"volcano.sh/vgpu-memory": 4096, "aliyun.com/gpu-count": 1}, {}),
+        ({"nvidia.com/gpumem": 4096}, {"nvidia.com/priority": 1}),
+    ],
+    ids=["in a container that asks nothing", "under another dialect", "a priority alone"],
+)
+def test_what_asks_for_nothing_and_no_node_has_is_left_in_no_container(admit, asking, beside):
+    """The pod would wait for it for ever."""
+    given = [
+        {"name": name, "image": "x", "resources": {"limits": {**each, "cpu": 1}, "requests": {**each, "cpu": 1}}}
+        for name, each in (("a", asking), ("b", beside))
+    ]
+    after, outcome = admit({"metadata": {"name": "p"}, "spec": {"containers": given}})
+    assert list(outcome.request.containers) == ["a"]
+    first, second = (each["resources"] for each in after["spec"]["containers"])
+    assert first == {side: {"cpu": 1, NAMES.memory_units: "16"} for side in ("limits", "requests")}
+    assert second == {side: {"cpu": 1} for side in ("limits", "requests")}
+    assert admit(after)[1].operations == ()
+
+
+@pytest.mark.parametrize("limits", [{"aliyun.com/gpu-count": 1}, {"nvidia.com/priority": 1}], ids=str)
+def test_where_nobody_asks_in_another_systems_words_it_is_none_of_our_business(admit, limits):
+    given = {
+        "metadata": {"name": "p"},
+        "spec": {"containers": [{"name": "a", "image": "x", "resources": {"limits": limits}}]},
+    }
+    assert admit(given)[1].operations == ()
