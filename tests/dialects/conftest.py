@@ -3,6 +3,7 @@
 import copy
 import json
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,17 @@ def decode(pod: dict[str, Any]) -> Manifest:
 
 def config_of(dialects: dict[str, Any] | None):
     """A config with these options of dialects."""
-    return parse(yaml.safe_dump({"dialects": dialects or {}}), dialects=OPTIONS)
+    return _config(json.dumps(dialects or {}, sort_keys=True))
+
+
+@lru_cache(maxsize=64)
+def _config(dialects: str):
+    return parse(f'{{"dialects": {dialects}}}', dialects=OPTIONS)
+
+
+@lru_cache(maxsize=64)
+def _mutator(dialects: str) -> Mutator:
+    return Mutator(_config(dialects))
 
 
 def admitted(pod: dict[str, Any], dialects: dict[str, Any] | None = None):
@@ -88,7 +99,7 @@ def admitted(pod: dict[str, Any], dialects: dict[str, Any] | None = None):
     Returns:
         The pod after the patch, applied by somebody else's code, and what was decided.
     """
-    outcome = Mutator(config_of(dialects)).mutate(decode(pod), namespace="team")
+    outcome = _mutator(json.dumps(dialects or {}, sort_keys=True)).mutate(decode(pod), namespace="team")
     return jsonpatch.apply_patch(pod, json.loads(WIRE.encode(outcome.operations))), outcome
 
 
