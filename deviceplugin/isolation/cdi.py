@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from typing import Final
 
 import msgspec
-import yaml
 
 _log = logging.getLogger(__name__)
 
@@ -22,8 +21,6 @@ KIND: Final = "nvidia.com/gpu"
 LIMITS_HOOK: Final = "apply-cuda-memory-limits"
 _LARGEST: Final = 4 << 20
 _MOST_FILES: Final = 64
-_LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""libyaml reads a spec of 100 KiB in 20 ms, the Python loader in half a second."""
 
 
 class _Hook(msgspec.Struct):
@@ -88,10 +85,26 @@ def _read(path: str) -> _Spec | None:
             return None
         if path.endswith(".json"):
             return msgspec.json.decode(text, type=_Spec)
-        return msgspec.convert(yaml.load(text, Loader=_LOADER), _Spec)  # noqa: S506 - a safe loader, see _LOADER
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, msgspec.MsgspecError, RecursionError, ValueError) as error:
+        return msgspec.convert(_yaml(text), _Spec)
+    except (OSError, UnicodeDecodeError, msgspec.MsgspecError, RecursionError, ValueError) as error:
         _log.warning("CDI spec %s is passed over: %s", path, " ".join(str(error).split())[:200])
         return None
+
+
+def _yaml(text: bytes) -> object:
+    """Read YAML; the library is a MiB that a node without such specs saves.
+
+    Raises:
+        ValueError: it is none.
+    """
+    import yaml  # noqa: PLC0415 - see above
+
+    # libyaml reads a spec of 100 KiB in 20 ms, the Python loader in half a second.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        return yaml.load(text, Loader=loader)  # noqa: S506 - a safe loader
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
 
 
 def _applies(edits: _Edits | None) -> bool:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
-import yaml
 
 from tessera.model.errors import ConfigError, QuantityError
 from tessera.model.quantity import whole
+
+if TYPE_CHECKING:
+    import yaml
 
 LONGEST: Final = 1 << 20
 """A ConfigMap holds at most 1 MiB."""
@@ -36,8 +38,16 @@ class Document:
         """
         if len(text) > LONGEST:
             raise ConfigError(f"config of {len(text)} characters; at most {LONGEST} fit into a ConfigMap")
+        self._root: yaml.Node | None = None
+        self.plain: dict[object, object] = {}
+        if text.strip():
+            self._read(text)
+
+    def _read(self, text: str) -> None:
+        import yaml  # noqa: PLC0415 - a MiB that an agent without a config file saves
+
         try:
-            self._root: yaml.Node | None = yaml.compose(text, Loader=yaml.SafeLoader)
+            self._root = yaml.compose(text, Loader=yaml.SafeLoader)
             _refuse_twice(self._root)
             plain = yaml.safe_load(text)
         except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -48,7 +58,7 @@ class Document:
             raise ConfigError(
                 f"config is a {type(plain).__name__} at the top; write keys with values, such as 'domain: …'"
             )
-        self.plain: dict[object, object] = plain
+        self.plain = plain
 
     def refusal(self, steps: Steps, problem: str) -> ConfigError:
         """The error for the value at a path: path, line, problem."""
@@ -92,6 +102,8 @@ class Document:
             raise self.refusal((*above, *below), problem) from error
 
     def _scalar(self, steps: Steps) -> str | None:
+        import yaml  # noqa: PLC0415 - as above
+
         node = self._find(steps)[0]
         return node.value if isinstance(node, yaml.ScalarNode) else None
 
@@ -101,6 +113,8 @@ class Document:
         return "" if line is None else f" (line {line + 1})"
 
     def _find(self, steps: Steps) -> tuple[yaml.Node | None, int | None]:
+        import yaml  # noqa: PLC0415 - as above
+
         node, line = self._root, None
         for step in steps:
             if isinstance(node, yaml.MappingNode):
@@ -168,6 +182,8 @@ def _type_at(kind: type[msgspec.Struct], steps: Steps) -> msgspec.inspect.Type:
 
 def _refuse_twice(root: yaml.Node | None) -> None:
     """A key that stands twice is a mistake that PyYAML forgives: the last one would win."""
+    import yaml  # noqa: PLC0415 - as above
+
     todo, visited = [root], set[int]()
     while todo:
         node = todo.pop()
