@@ -79,7 +79,8 @@ def changes(draw):
     for _ in range(draw(st.integers(0, 4))):
         at = draw(st.sampled_from(LISTS))
         there = pod["spec"].get(at[-1]) if len(at) == 2 else None
-        kinds = [append(at, {"name": "new"}), prepend(at, {"name": "first"})]
+        value = {"name": draw(st.sampled_from("xyz"))}
+        kinds = [append(at, value), prepend(at, value)]
         if there and at[-1] == "tolerations":
             kinds.append(remove((*at, draw(st.integers(0, len(there) - 1)))))
         edits.append(draw(st.sampled_from(kinds)))

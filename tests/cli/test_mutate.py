@@ -12,7 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tessera.cli.main import main
+from tessera.cli.manifests import read
+from tessera.cli.mutate import Admission
 from tessera.cli.templates import templates
+from tessera.model.config import Config
+from tessera.model.errors import RequestError
+from webhook.admission.mutate import Mutator
+from webhook.admission.validate import Validator
 
 KEYS = ["kind", "name", "allowed", "message", "warnings", "patch", "request"]
 
@@ -348,6 +354,21 @@ def test_an_argo_workflow(mutate):
     assert template["container"]["resources"]["limits"] == {"tessera.dev/gpu-memory.256Mi": "32"}
     assert template["schedulerName"] == "tessera-scheduler"
     assert json.loads(template["metadata"]["annotations"]["tessera.dev/request"]) == WANTED
+
+
+def test_validation_has_the_last_word(tmp_path):
+    class Refusing(Validator):
+        def validate(self, pod):
+            raise RequestError(f"{len(pod.metadata.annotations)} annotations are too many", fix="write fewer")
+
+    path = tmp_path / "m.json"
+    path.write_text(json.dumps({"kind": "Pod", "metadata": {"name": "p"}, "spec": SLICE}))
+    (manifest,) = read(str(path), stdin=io.BytesIO())
+    (template,) = templates(manifest.value)
+    config = Config()
+    admission = Admission(Mutator(config), Refusing(config), config.names.asks)
+    verdict = admission.judge(template, manifest, namespace="team")
+    assert (verdict.allowed, verdict.message, verdict.patch) == (False, "1 annotations are too many; write fewer", [])
 
 
 # What is shown.
