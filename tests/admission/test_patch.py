@@ -206,9 +206,10 @@ def test_of_two_edits_of_a_member_the_later_wins(manifest):
 def test_items_are_removed_before_others_are_added_and_indices_stay_those_of_the_object(manifest):
     pod = {"metadata": {}, "spec": {"containers": [], "tolerations": [{"key": key} for key in "abc"]}}
     at = ("spec", "tolerations")
-    edits = [append(at, {"key": "z"}), remove((*at, 0)), prepend(at, {"key": "y"}), remove((*at, 2))]
+    edits = [append(at, {"key": "y"}), remove((*at, 0)), prepend(at, {"key": "1"}), remove((*at, 2))]
+    edits += [prepend(at, {"key": "2"}), append(at, {"key": "z"})]
     found = jsonpatch.apply_patch(pod, _patch(manifest, pod, edits))
-    assert [each["key"] for each in found["spec"]["tolerations"]] == ["y", "b", "z"]
+    assert [each["key"] for each in found["spec"]["tolerations"]] == ["1", "2", "b", "y", "z"]
 
 
 def test_a_value_of_the_callers_stays_the_callers(manifest):
