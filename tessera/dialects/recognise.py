@@ -75,6 +75,8 @@ class Dialects:
                 self._by_resource[name] = (*self._by_resource.get(name, ()), at)
             for name in dialect.annotations | dialect.labels if dialect.pod is not no_pod else ():
                 self._by_text[name] = (*self._by_text.get(name, ()), at)
+        self._own = frozenset(self._names.asks)
+        self._by_speech = tuple(dialect for dialect in self.active if dialect.name != TICKETS)
         self._carriers = tuple(dialect for dialect in self.active if dialect.baggage is not no_baggage)
 
     def recognise(self, pod: Manifest) -> Recognition | None:
@@ -154,7 +156,8 @@ class Dialects:
     ) -> Said:
         """What the containers' resources say."""
         said: Said = {}
-        if any(self._tickets in found for found in owners.values()):
+        # First in the table, so first of any owners; comparing dialects by value would compare all of their fields.
+        if any(found[0] is self._tickets for found in owners.values() if found):
             known = _annotated(pod, self._names.request)
             for ask in asks(pod, self._names):
                 plain = msgspec.structs.replace(ask.request, dialect=None)
@@ -183,12 +186,10 @@ class Dialects:
 
     def _plain_cards(self, reader: PodReader, said: Said) -> None:
         """Cards of NVIDIA's plugin in a pod that asks for ours as well."""
-        context = self._contexts.get(nvidia.DIALECT.name)
-        if context is None or nvidia.is_replica(reader):
+        asking = [container for container in reader.containers if nvidia.COUNT in container.resources]
+        if not asking or nvidia.DIALECT.name not in self._contexts or nvidia.is_replica(reader):
             return
-        for container in reader.containers:
-            if nvidia.COUNT not in container.resources:
-                continue
+        for container in asking:
             there = said.get(container.name, [])
             if any(nvidia.COUNT in reading.resources for _, reading in there):
                 continue
@@ -229,8 +230,8 @@ class Dialects:
     ) -> dict[str, tuple[str, ...]]:
         """Names to take away: those read, our own, those that are only carried, and what was left unread at zero."""
         taken = {}
-        always = frozenset((*self._names.asks, *carried))
-        dialects = [dialect for dialect in self.active if dialect.name in spoken and dialect.name != TICKETS]
+        always = self._own.union(carried) if carried else self._own
+        dialects = [dialect for dialect in self._by_speech if dialect.name in spoken]
         for container in reader.containers:
             names = {name for _, reading in said.get(container.name, ()) for name in reading.resources}
             for name in container.resources:
