@@ -10,6 +10,7 @@ a MIG instance: left alone unless the dialect `nvidia` turns MIG requests into t
 from __future__ import annotations
 
 import re
+from types import MappingProxyType
 from typing import Annotated, Final
 
 import msgspec
@@ -29,6 +30,10 @@ _PREFIX: Final = "cloud.google.com/gke-"
 _PROFILE: Final = re.compile(r"[1-7]g\.[0-9]{1,3}gb", re.ASCII)
 _NOISE: Final = re.compile(r"^nvidia-|\btesla-|-[0-9]+gb$|-mega\b", re.ASCII)
 """What is not part of a product's name as NVML gives it: ``nvidia-h100-mega-80gb`` is an "NVIDIA H100 80GB HBM3"."""
+
+
+_SHORT: Final = MappingProxyType({"l4": "L4,-L40", "p4": "P4,-P40"})
+"""Names that are the beginning of another card's."""
 
 
 class GkeOptions(ForeignOptions, frozen=True, kw_only=True):
@@ -85,11 +90,14 @@ def _container(container: ContainerReader, pod: PodReader, context: Context) -> 
 
 
 def _baggage(pod: PodReader, context: Context) -> Baggage:
+    if PARTITION in pod.selector and not context.option(GkeOptions).partitions:
+        return Baggage()  # `nvidia.com/gpu` stays an instance of GKE's, and these keys are what says so
     keys = tuple(key for key in pod.selector if key.startswith(_PREFIX))
     model = _NOISE.sub("", pod.selector.get(ACCELERATOR, ""))
     while (shorter := _NOISE.sub("", model)) != model:
         model = shorter
-    return Baggage(annotations={context.names.gpu_models: model.upper()} if model else {}, selectors=keys)
+    models = _SHORT.get(model, model.upper())
+    return Baggage(annotations={context.names.gpu_models: models} if models else {}, selectors=keys)
 
 
 DIALECT: Final = Dialect(

@@ -34,6 +34,7 @@ WISHES: Final = Wished(
     not_models=("nvidia.com/nouse-gputype",),
     uuids=("nvidia.com/use-gpuuuid",),
     not_uuids=("nvidia.com/nouse-gpuuuid",),
+    indexes=("nvidia.com/use-gpuindexes", "nvidia.com/nouse-gpuindexes"),
     policies=("hami.io/gpu-scheduler-policy",),
     numa=("nvidia.com/numa-bind",),
     mig_modes=(_MODE,),

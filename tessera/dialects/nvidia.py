@@ -112,8 +112,8 @@ def _instances(container: ContainerReader, options: NvidiaOptions) -> Reading | 
 
 def _baggage(pod: PodReader, context: Context) -> Baggage:
     product = pod.selector.get(PRODUCT, "")
-    if not product.endswith(_SHARED):
-        return Baggage()
+    if not product.endswith(_SHARED) or not context.option(NvidiaOptions).shared_percent:
+        return Baggage()  # a replica that is left to NVIDIA's plugin stays where that is
     return Baggage(annotations={context.names.gpu_models: product.removesuffix(_SHARED)}, selectors=(PRODUCT,))
 
 

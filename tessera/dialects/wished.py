@@ -27,6 +27,7 @@ class Wished:
         not_models: the same, none of which may fit.
         uuids: comma lists of UUIDs to use.
         not_uuids: comma lists of UUIDs to avoid.
+        indexes: comma lists of a node's own numbers of GPUs; which GPU that is, is not known before the node is.
         policies: ``binpack`` or ``spread``; others (``topology-aware``, ``link``) are preferences that placement has anyway.
         numa: a boolean; true demands GPUs of one NUMA node.
         mig_modes: where the value ``mig`` asks for hardware isolation.
@@ -38,6 +39,7 @@ class Wished:
     not_models: tuple[str, ...] = ()
     uuids: tuple[str, ...] = ()
     not_uuids: tuple[str, ...] = ()
+    indexes: tuple[str, ...] = ()
     policies: tuple[str, ...] = ()
     numa: tuple[str, ...] = ()
     mig_modes: tuple[str, ...] = ()
@@ -51,6 +53,7 @@ class Wished:
             *self.not_models,
             *self.uuids,
             *self.not_uuids,
+            *self.indexes,
             *self.policies,
             *self.numa,
             *self.mig_modes,
@@ -69,8 +72,11 @@ class Wished:
             ours[names.gpu_models] = ",".join(models)
         if uuids := self._parts(found, self.uuids):
             ours[names.gpu_uuids] = ",".join(uuids)
-        if self._parts(found, self.not_uuids):
-            warnings.append(f"{self.not_uuids[0]} is not honoured; {names.gpu_uuids} names the GPUs to use")
+        warnings += [
+            f"{name} is not honoured; {names.gpu_uuids} names the GPUs to use"
+            for name in (*self.not_uuids, *self.indexes)
+            if found.get(name, "").strip()
+        ]
         for value in _values(found, self.policies):
             if value in _POLICIES:
                 ours[names.gpu_placement] = _POLICIES[value]
