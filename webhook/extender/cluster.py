@@ -25,8 +25,8 @@ from tessera.model.pod import Pod
 from tessera.model.tickets import Ask
 from tessera.placement.claims import Claim, claim_of
 from tessera.placement.ledger import Ledger
+from tessera.placement.nodefacts import NodeFacts, read
 from tessera.placement.scores import Scores
-from webhook.extender.nodes import NodeFacts, read
 from webhook.extender.preferences import Preferences
 
 VANISHED: Final = 60.0
