@@ -10,15 +10,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
+
 from tessera.dialects.reader import ContainerReader
 from tessera.dialects.recognise import Dialects, Recognition
 from tessera.model.config import Config
-from tessera.model.errors import RequestError
+from tessera.model.errors import QuantityError, RequestError
 from tessera.model.names import Names
 from tessera.model.pod import Manifest
+from tessera.model.quantity import parse
 from tessera.model.request import PodRequest, encode
 from tessera.model.tickets import describe, tickets
 from tessera.placement.wishes import wishes
+from webhook.admission.again import restoring
 from webhook.admission.cni import repair
 from webhook.admission.limits import check_limits
 from webhook.admission.patch import Edit, Operation, operations, put, remove
@@ -66,9 +70,10 @@ class Mutator:
             RequestError: it may not be created; the message names container, value and fix.
         """
         config, names = self._config, self._names
-        edits = list(repair(pod, cni=config.cni, namespace=namespace))
+        mended = repair(pod, cni=config.cni, namespace=namespace)
+        edits = list(mended)
         warnings: list[str] = []
-        audit: dict[str, str] = {}
+        audit: dict[str, str] = {"cni": "repaired"} if mended else {}
         found = self._dialects.recognise(pod)
         stripped = _stripped(pod, names, asks=found is not None)
         edits += stripped
@@ -97,6 +102,38 @@ class Mutator:
             operations=operations(pod, edits),
             warnings=tuple(_short(warning) for warning in warnings),
             audit=audit,
+        )
+
+    def update(self, pod: Manifest, old: Manifest, *, namespace: str) -> Outcome:
+        """Decide about a change of a pod that was converted: what only says again what it asked is brought back.
+
+        Nothing else of an update is touched, and none is refused: a pod's spec is immutable, so whatever really changes
+        is the API server's to refuse.
+
+        Args:
+            pod: after the update.
+            old: before it.
+            namespace: of the request.
+        """
+        names = self._names
+        request = old.metadata.annotation(names.request)
+        if request is None or pod.metadata.annotation(names.request) != request or pod.spec == old.spec:
+            return Outcome()
+        # As it was when it was created: nobody had bound it.
+        unbound = msgspec.structs.replace(pod, spec=msgspec.structs.replace(pod.spec, node_name=""))
+        try:
+            found = self._dialects.recognise(unbound)
+            if found is None or encode(found.request) != request:
+                return Outcome()
+            edits = [*_rewritten(unbound, found, names), *self._scheduled(unbound, found, [])]
+            edits += self._placed(unbound, namespace, [], {}, asks=True)
+        except RequestError:
+            return Outcome()
+        kept = restoring(edits, pod, old)
+        return Outcome(
+            request=found.request,
+            operations=operations(pod, kept),
+            audit={"update": "what admission had replaced was brought back"} if kept else {},
         )
 
     def _placed(
@@ -165,7 +202,12 @@ def _holds(container: ContainerReader, side: str, name: str, count: int) -> bool
     resources = container.container.resources
     amounts = None if resources is None else resources.limits if side == "limits" else resources.requests
     raw = (amounts or {}).get(name)
-    return raw is not None and raw in (str(count), count)
+    if raw is None or raw in (str(count), count):
+        return raw is not None
+    try:
+        return parse(raw) == count  # the API server writes 2000 as 2k
+    except QuantityError:
+        return False
 
 
 def _stripped(pod: Manifest, names: Names, *, asks: bool) -> list[Edit]:

@@ -136,7 +136,7 @@ class _Patch:
             _into(parent.value, member, value)
             return
         base = path[: len(path) - len(member)]
-        there = _child(parent, member[0])
+        there = child(parent, member[0])
         if len(member) == 1 and there is not None and _same(there, value):
             return
         tree = _copy(value)
@@ -152,7 +152,7 @@ class _Patch:
         parent, rest = self._deepest(path[:-1])
         if isinstance(parent, _Made):
             _out_of(parent.value, (*rest, path[-1]))
-        elif not rest and _child(parent, path[-1]) is not None:
+        elif not rest and child(parent, path[-1]) is not None:
             self.done.append(Operation("remove", pointer(path)))
 
     def extend(self, path: Steps, value: Json, *, front: bool) -> None:
@@ -173,7 +173,7 @@ class _Patch:
         for at, step in enumerate(path):
             if self._made and path[: at + 1] in self._made:
                 return _Made(self._made[path[: at + 1]]), path[at + 1 :]
-            below = _child(here, step)
+            below = child(here, step)
             if below is None:
                 return here, path[at:]
             here = below
@@ -195,8 +195,12 @@ def _fields(kind: type[msgspec.Struct]) -> dict[str | int, str]:
     return {field.encode_name: field.name for field in msgspec.structs.fields(kind)}
 
 
-def _child(here: object, step: str | int) -> object:
-    """What stands at a step below a value of the pod; None where it is absent or null."""
+def child(here: object, step: str | int) -> object:
+    """What stands at a step below a value of the pod; None where it is absent or null.
+
+    Raises:
+        LookupError: the value is none that has members, or is of a kind that knows no such member.
+    """
     kind = type(here)
     if kind is dict:
         return here.get(step)  # type: ignore[attr-defined]  # a plain dict, as decoded

@@ -1,6 +1,7 @@
 """Which path answers what.
 
-``/mutate`` does everything, so that one entry is enough in a small cluster; ``/mutate-cni`` does the CNI repair alone, for
+``/mutate`` does everything, so that one entry is enough in a small cluster; of an UPDATE it only takes back what a
+manifest that is applied again has brought back. ``/mutate-cni`` does the CNI repair alone, for
 an entry of its own with failurePolicy Ignore beside one with Fail. A pod that both entries send is mended by whichever
 comes first, and found mended by the other.
 """
@@ -18,7 +19,7 @@ from webhook.admission.connection import Handler
 from webhook.admission.metrics import Metrics
 from webhook.admission.mutate import Mutator
 from webhook.admission.patch import operations
-from webhook.admission.review import Request, Reviewer, Verdict
+from webhook.admission.review import Request, Reviewer, Verdict, read_pod
 from webhook.admission.validate import Validator
 
 MUTATE: Final = "/mutate"
@@ -43,7 +44,7 @@ class Paths:
         self.take(config)
         self.handlers: Mapping[str, Handler] = MappingProxyType(
             {
-                MUTATE: Reviewer(MUTATE, self._mutate, metrics),
+                MUTATE: Reviewer(MUTATE, self._mutate, metrics, operations=("CREATE", "UPDATE")),
                 MUTATE_CNI: Reviewer(MUTATE_CNI, self._repair, metrics),
                 VALIDATE: Reviewer(VALIDATE, self._validate, metrics),
             }
@@ -56,7 +57,11 @@ class Paths:
         self._validator = Validator(config)
 
     def _mutate(self, pod: Manifest, request: Request) -> Verdict:
-        outcome = self._mutator.mutate(pod, namespace=request.namespace or "")
+        namespace = request.namespace or ""
+        if request.operation == "UPDATE":
+            outcome = self._mutator.update(pod, read_pod(request.old_object), namespace=namespace)
+        else:
+            outcome = self._mutator.mutate(pod, namespace=namespace)
         return Verdict(operations=outcome.operations, warnings=outcome.warnings, audit=outcome.audit)
 
     def _repair(self, pod: Manifest, request: Request) -> Verdict:

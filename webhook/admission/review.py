@@ -151,17 +151,17 @@ class Reviewer:
         if kind.kind != "Pod" or kind.group or request.sub_resource or request.operation not in self._operations:
             return Verdict()
         try:
-            pod = _MANIFEST.decode(request.object)
-        except (msgspec.MsgspecError, RecursionError) as error:
-            return Verdict(allowed=False, message=f"the pod can't be read: {error}")
-        try:
-            return self._judge(pod, request)
+            return self._judge(read_pod(request.object), request)
         except TesseraError as error:
             return Verdict(allowed=False, message=str(error))
 
 
 class ReviewError(TesseraError):
     """What came is no AdmissionReview of the version we speak."""
+
+
+class PodError(TesseraError):
+    """An object that should be a pod can't be read as one."""
 
 
 def read(body: bytes) -> Request:
@@ -183,6 +183,18 @@ def read(body: bytes) -> Request:
     if not 0 < len(review.request.uid) <= _LONGEST_UID:
         raise ReviewError(f"the request's uid has {len(review.request.uid)} characters; 1 to {_LONGEST_UID} are taken")
     return review.request
+
+
+def read_pod(raw: msgspec.Raw) -> Manifest:
+    """Read the pod of a request.
+
+    Raises:
+        PodError: it is none.
+    """
+    try:
+        return _MANIFEST.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise PodError(f"the pod can't be read: {error}") from error
 
 
 def write(uid: str, verdict: Verdict) -> Answer:
