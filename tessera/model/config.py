@@ -61,12 +61,12 @@ class Limit(_Strict, frozen=True, kw_only=True):
 
     Attributes:
         gpus: GPUs of all containers together.
-        memory: quantity, on each GPU.
+        memory: bytes, on each GPU.
         compute: percent, on each GPU.
     """
 
     gpus: Annotated[int, msgspec.Meta(ge=0)] | None = None
-    memory: str | None = None
+    memory: int | None = None
     compute: Annotated[int, msgspec.Meta(ge=0, le=100)] | None = None
 
 
@@ -180,11 +180,25 @@ def parse(text: str, *, dialects: Mapping[str, type[DialectOptions]] | None = No
     for key in _AMOUNTS:
         if key in plain:
             plain[key] = document.amount((key,), plain[key])
+    if "limits" in plain:
+        plain["limits"] = _limits(plain["limits"], document)
     config = document.convert(plain, Config)
     if dialects is not None:
         config = msgspec.structs.replace(config, dialects=_dialects(section, dialects, document))
     _check(config, document)
     return config
+
+
+def _limits(section: object, document: Document) -> object:
+    """Read the amounts of memory, which may be quantities or bare numbers; what is no mapping is left to be refused."""
+    if not isinstance(section, dict):
+        return section
+    return {
+        namespace: limit | {"memory": document.amount(("limits", str(namespace), "memory"), limit["memory"])}
+        if isinstance(limit, dict) and limit.get("memory") is not None
+        else limit
+        for namespace, limit in section.items()
+    }
 
 
 def _dialects(
@@ -228,6 +242,3 @@ def _check(config: Config, document: Document) -> None:
                     ("profiles", index, "units", at),
                     f"{unit.name!r} names neither labels nor regions, so it takes every node and no later unit gets one",
                 )
-    for namespace, limit in config.limits.items():
-        if limit.memory is not None:
-            document.amount(("limits", namespace, "memory"), limit.memory)

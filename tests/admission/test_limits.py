@@ -1,9 +1,12 @@
 """The most that a pod of a namespace may ask for: at the limit yes, one above it no, with both numbers and the fix."""
 
+import json
+
 import pytest
 
 from tessera.model.config import parse
-from tessera.model.errors import RequestError
+from tessera.model.errors import ConfigError, RequestError
+from webhook.admission.paths import MUTATE, Paths
 
 T = "tessera.dev/"
 
@@ -13,6 +16,15 @@ def pod(*limits, init=()):
         return [{"name": f"{prefix}{at}", "resources": {"limits": limit}} for at, limit in enumerate(each)]
 
     return {"metadata": {}, "spec": {"containers": built("c", limits), "initContainers": built("i", init)}}
+
+
+def starting(*init, main=()):
+    """A pod with init containers in their order: (GPUs, whether it is a sidecar)."""
+    asking = lambda gpus: {T + "gpu": gpus, T + "gpu-memory": "1Gi"} if gpus else {}  # noqa: E731
+    found = pod(*(asking(gpus) for gpus in main), init=[asking(gpus) for gpus, _ in init])
+    for container, (_, sidecar) in zip(found["spec"]["initContainers"], init, strict=True):
+        container.update({"restartPolicy": "Always"} if sidecar else {})
+    return found
 
 
 @pytest.fixture
@@ -53,6 +65,9 @@ def asks(admit):
         (pod({T + "gpu-memory.256Mi": 33}), "{team: {memory: 8Gi}}", ['"c0"', "8448Mi", "allows 8Gi"]),
         (pod({"cpu": 1}), "{team: {gpus: 0, memory: '0', compute: 0}}", None),
         (pod({T + "gpu": 64}), "{}", None),
+        (pod({T + "gpu-memory": "8Gi"}), "{team: {memory: 8589934592}}", None),
+        (pod({T + "gpu-memory": "9Gi"}), "{team: {memory: 8589934592}}", ['"c0"', "9Gi", "allows 8Gi"]),
+        (pod({T + "gpu-memory": "9Gi"}), "{team: {memory: 8.0}}", ['"c0"', "9Gi", "allows 8 "]),
     ],
     ids=str,
 )
@@ -76,3 +91,49 @@ def test_a_limit_is_as_coarse_as_what_is_handed_out(asks):
     """With units of 1 GiB, 1.5 GiB is two of them; a limit of 1.5 GiB allows these two."""
     assert asks(pod({T + "gpu-memory": "2Gi"}), "{team: {memory: 1.5Gi}}", unit="1Gi") is None
     assert asks(pod({T + "gpu-memory": "2049Mi"}), "{team: {memory: 1.5Gi}}", unit="1Gi") is not None
+
+
+@pytest.mark.parametrize(
+    ("given", "gpus"),
+    [
+        (starting((1, False), main=(1,)), 1),
+        (starting((1, False), (1, False), main=()), 1),
+        (starting((1, True), (1, False), main=()), 2),
+        (starting((1, False), (1, True), main=(1,)), 2),
+        (starting((1, True), (1, False), main=(1,)), 2),
+        (starting((2, True), main=(2, 1)), 5),
+        (starting((1, True), (1, True), (1, False), main=(0,)), 3),
+    ],
+)
+def test_gpus_are_counted_as_kubernetes_counts(asks, given, gpus):
+    """An init container is over when the others start; a sidecar runs beside whatever comes after it."""
+    assert asks(given, f"{{team: {{gpus: {gpus}}}}}") is None
+    assert f"asks for {gpus} GPUs in all" in str(asks(given, f"{{team: {{gpus: {gpus - 1}}}}}"))
+
+
+def test_a_limit_is_a_403_and_a_request_that_makes_no_sense_is_a_400(review, metrics):
+    handler = Paths(parse("limits: {team: {gpus: 1}}"), metrics).handlers[MUTATE]
+
+    def status(limits):
+        answer = json.loads(handler(json.dumps(review(pod(limits))).encode()).body)
+        return answer["response"]["status"]
+
+    found = status({T + "gpu": 2})
+    assert (found["code"], found["reason"]) == (403, "Forbidden")
+    assert found["message"] == (
+        'asks for 2 GPUs in all; namespace "team" allows 1 per pod; '
+        "ask for fewer, or have limits in Tessera's config raised"
+    )
+    assert status({T + "gpu": "half"})["code"] == 400
+
+
+@pytest.mark.parametrize("memory", ["-1", "-1Gi", "true", "[1]", "1.5", "0x10"])
+def test_an_amount_that_is_none_is_refused_with_its_place(memory):
+    with pytest.raises(ConfigError, match=r"limits\.team\.memory \(line 1\)"):
+        parse(f"limits: {{team: {{memory: {memory}}}}}")
+
+
+@pytest.mark.parametrize("limits", ["3", "[]", "{team: 3}", "{team: [memory]}", "{3: {memory: 1}}"])
+def test_limits_of_another_shape_are_refused(limits):
+    with pytest.raises(ConfigError):
+        parse(f"limits: {limits}")

@@ -86,7 +86,14 @@ class Mutator:
         else:
             if found.annotations or pod.metadata.annotations:
                 wishes({**found.annotations, **(pod.metadata.annotations or {})}, names, config.placement)
-            check_limits(found.request, config.limits, namespace=namespace, unit=names.memory_unit)
+            if config.limits:
+                check_limits(
+                    found.request,
+                    config.limits,
+                    containers=found.containers,
+                    namespace=namespace,
+                    unit=names.memory_unit,
+                )
             edits += _rewritten(pod, found, names)
             edits += self._scheduled(pod, found, warnings)
             edits += self._placed(pod, namespace, warnings, audit, asks=found is not None)

@@ -9,6 +9,7 @@ comes first, and found mended by the other.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from http import HTTPStatus
 from types import MappingProxyType
 from typing import Final
 
@@ -16,6 +17,7 @@ from tessera.model.config import Config
 from tessera.model.pod import Manifest
 from webhook.admission.cni import repair
 from webhook.admission.connection import Handler
+from webhook.admission.limits import LimitError
 from webhook.admission.metrics import Metrics
 from webhook.admission.mutate import Mutator
 from webhook.admission.patch import operations
@@ -61,7 +63,10 @@ class Paths:
         if request.operation == "UPDATE":
             outcome = self._mutator.update(pod, read_pod(request.old_object), namespace=namespace)
         else:
-            outcome = self._mutator.mutate(pod, namespace=namespace)
+            try:
+                outcome = self._mutator.mutate(pod, namespace=namespace)
+            except LimitError as error:
+                return Verdict(allowed=False, message=str(error), code=HTTPStatus.FORBIDDEN)
         return Verdict(operations=outcome.operations, warnings=outcome.warnings, audit=outcome.audit)
 
     def _repair(self, pod: Manifest, request: Request) -> Verdict:
