@@ -27,6 +27,7 @@ from tessera.placement.claims import Claim, claim_of
 from tessera.placement.ledger import Ledger
 from tessera.placement.nodefacts import NodeFacts, read
 from tessera.placement.scores import Scores
+from webhook.extender.keeping import Keeper
 from webhook.extender.preferences import Preferences
 
 VANISHED: Final = 60.0
@@ -78,6 +79,7 @@ class Cluster:
         ledger: who holds what.
         scores: which nodes fit which shapes.
         preferences: what pods prefer of nodes.
+        keeper: what is kept for pods that were promised a node.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class Cluster:
         self.ledger = Ledger(grew=grew)
         self.scores = Scores(self.ledger.columns)
         self.preferences = Preferences()
+        self.keeper = Keeper(self.ledger, names=names, clock=clock, freed=grew)
         self._clock = clock
         self._settled = settled
         self._facts: dict[str, NodeFacts] = {}
@@ -143,6 +146,7 @@ class Cluster:
 
     def _pod_seen(self, pod: Pod) -> None:
         uid = pod.metadata.uid
+        self.keeper.pod_seen(pod)
         if pod.ended:
             self._free(uid, pod.spec.node_name)
         elif pod.spec.node_name:
@@ -155,6 +159,7 @@ class Cluster:
 
     def _pod_gone(self, pod: Pod) -> None:
         uid = pod.metadata.uid
+        self.keeper.pod_gone(uid)
         reservation = self._reservations.get(uid)
         booked = self.ledger.booked(uid)
         if pod.ended or booked is None:
@@ -298,6 +303,7 @@ class Cluster:
         """Free what has been kept long enough."""
         now = self._clock.monotonic()
         self.forget_old_names()
+        self.keeper.tick()
         for uid, reservation in list(self._reservations.items()):
             # Bound and gone without the watch having shown it: as a pod that vanished.
             if reservation.state == "written" and now - reservation.since >= VANISHED and self.pods.by_uid(uid) is None:
