@@ -62,6 +62,9 @@ DRAIN_WITHIN: Final = 10.0
 """Seconds for which a leaving agent serves pods that are planned for it already."""
 _LOOK_EVERY: Final = 0.1
 
+Phase = Literal["warming up", "waiting", "taking over", "serving", "draining"]
+"""An agent's life: everything slow, the wait for the node's lock, the ledger and the kubelet, its work, the hand-over."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Places:
@@ -184,27 +187,43 @@ class Agent:
         )
         self._rivals = Rivals(self.board, self._lister, instances=lambda: self.gpus.instances, clock=clock)
         self._publisher = Publisher(client, node, state=self._state, clock=clock, rng=rng) if client else None
-        self._phase: Literal["serving", "draining"] = "serving"
-        self._serving = False
+        self._phase: Phase = "warming up"
 
     # Being asked.
 
     @property
     def checks(self) -> Mapping[str, Callable[[], str | None]]:
-        """Why the agent isn't ready, by part; for the status port."""
+        """Why the agent isn't ready, by part; for the status port.
+
+        One that is warm and waits for the node's lock is ready: a roll-out stops the old agent only then. From the moment
+        in which it has the lock it isn't, until the kubelet listens to it.
+        """
         return {
             "gpus": lambda: self.gpus.problem,
             "pods": self._pods_problem,
-            "lock": lambda: None if self._lock.held else "waits for the node's lock, which another agent holds",
-            "kubelet": lambda: self.registrar.problem if self.board.offers and self._serving else None,
+            "lock": self._lock_problem,
+            "kubelet": lambda: self.registrar.unheard if self.board.offers and self._phase == "serving" else None,
             "rivals": lambda: self._rivals.problem,
             "ledger": lambda: self._file.problem,
             "draining": lambda: "stopping" if self._phase == "draining" else None,
         }
 
+    @property
+    def notes(self) -> Mapping[str, Callable[[], str | None]]:
+        """What is worth knowing of an agent that is ready."""
+        waiting = "warm, and waits for the node's lock, which another agent holds"
+        return {"lock": lambda: waiting if self._phase == "waiting" else None}
+
     def configure(self, config: Config) -> None:
         """Take a new config."""
         self.gpus.configure(config)
+
+    def _lock_problem(self) -> str | None:
+        if self._phase == "warming up":
+            return "warming up"
+        return (
+            "has the node's lock and is not registered with the kubelet yet" if self._phase == "taking over" else None
+        )
 
     def _pods_problem(self) -> str | None:
         if self._cache is None or self._cache.synced.is_set() or not self.board.offers:
@@ -259,8 +278,11 @@ class Agent:
 
     async def _serve(self, background: asyncio.TaskGroup, tasks: list[asyncio.Task[None]], stop: asyncio.Event) -> None:
         await self._warm_up()
+        self._phase = "waiting"
         async with self._lock:
+            self._phase = "taking over"
             await self._restore()
+            self.gpus.judge_processes()
             self.registrar.clean()
             # What is here now stays; a full collection over it would stop an answer for some 20 ms now and then.
             gc.collect()
@@ -269,7 +291,7 @@ class Agent:
             self.board.ledger.subscribe(self._changed)
             self.pods.subscribe(lambda _, __: self._publish())
             self.gpus.monitor.subscribe(lambda _: self._publish())
-            self._serving = True
+            self._phase = "serving"
             registering = background.create_task(self.registrar.run())
             works = [self._file.run(), self._settler.run(), self._rivals.run(), self.gpus.run()]
             tasks += [background.create_task(work) for work in works]
@@ -283,7 +305,6 @@ class Agent:
             for task in last:
                 task.cancel()
             await asyncio.wait(last)
-            self._serving = False
             await self._file.flush()
 
     async def _warm_up(self) -> None:
@@ -348,7 +369,7 @@ class Agent:
         lingering = self.board.ledger.lingering | self.gpus.monitor.report.lingering
         # A pod that is sent here before the kubelet knows us, or while it doesn't any more, would fail at admission.
         unknown = bool(self.board.offers) and self.registrar.problem is not None
-        inventory = self.board.inventory("draining" if unknown else self._phase, lingering)
+        inventory = self.board.inventory("draining" if unknown or self._phase == "draining" else "serving", lingering)
         return metadata(inventory, drift(self.board, self.pods, self.identity, self.placing), self.board.names)
 
     # Leaving.

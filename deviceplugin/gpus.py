@@ -81,6 +81,7 @@ class GpuSide:
         self.health.subscribe(lambda _: self.refresh())
         self.monitor.subscribe(self._on_report)
         self._held: dict[str, int] = {}
+        self._judging = False
 
     @property
     def problem(self) -> str | None:
@@ -97,6 +98,10 @@ class GpuSide:
         while True:
             await self.look()
             await self._clock.sleep(SURVEY_EVERY)
+
+    def judge_processes(self) -> None:
+        """Begin to look at who uses the GPUs. Without the ledger every tenant would be foreign, and withheld as such."""
+        self._judging = True
 
     async def look(self) -> None:
         """Look at the machine once."""
@@ -152,7 +157,8 @@ class GpuSide:
 
     def _on_tick(self, tick: Tick) -> None:
         self.health.feed(tick)
-        self.monitor.feed(tick)
+        if self._judging:
+            self.monitor.feed(tick)
 
     def _on_report(self, report: Report) -> None:
         for excess in report.excesses:

@@ -99,7 +99,7 @@ async def serve(options: Namespace, signals: Signals) -> None:
         )
         config.subscribe(agent.configure)
         signals.on_hangup(config.reload)
-        status = StatusServer(options.status_listen, agent.checks, registry)
+        status = StatusServer(options.status_listen, agent.checks, registry, notes=agent.notes)
         await stack.enter_async_context(status)
         _log.info("node %s: status at %s", options.node_name, status.address)
         following = asyncio.create_task(config.follow())

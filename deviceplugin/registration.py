@@ -97,6 +97,21 @@ class Registrar:
         """Why the kubelet doesn't know everything that is offered, or None."""
         return self._problem
 
+    @property
+    def unheard(self) -> str | None:
+        """Why the kubelet doesn't listen to everything that is offered right now, or None.
+
+        Stricter than `problem`: a stream that has ended a moment ago, or is not open yet, is one.
+        """
+        if self._problem is not None:
+            return self._problem
+        silent = [name for name in sorted(self._resources()) if not self._listened_to(name)]
+        return f"the kubelet does not listen to {', '.join(silent)}" if silent else None
+
+    def _listened_to(self, resource: str) -> bool:
+        server = self._servers.get(resource)
+        return server is not None and server.idle_since is None
+
     def wake(self) -> None:
         """What is Healthy may have changed."""
         for server in self._servers.values():

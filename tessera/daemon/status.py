@@ -23,10 +23,25 @@ Check = Callable[[], str | None]
 class StatusServer:
     """Serves /healthz, /readyz and /metrics; use it as an async context manager."""
 
-    def __init__(self, listen: Address, checks: Mapping[str, Check], registry: CollectorRegistry) -> None:
-        """Say where to listen, what decides readiness (in the order shown) and which metrics to show."""
+    def __init__(
+        self,
+        listen: Address,
+        checks: Mapping[str, Check],
+        registry: CollectorRegistry,
+        *,
+        notes: Mapping[str, Check] | None = None,
+    ) -> None:
+        """Serve nothing yet.
+
+        Args:
+            listen: where.
+            checks: what decides readiness, in the order shown.
+            registry: which metrics to show.
+            notes: what is worth knowing while it is ready; None where there is nothing to say.
+        """
         self._listen = listen
         self._checks = checks
+        self._notes = notes or {}
         self._registry = registry
         self._runner: web.AppRunner | None = None
         self.address = listen
@@ -56,8 +71,7 @@ class StatusServer:
 
     def problems(self) -> dict[str, str]:
         """Each check that is not content, with its reason."""
-        found = {name: check() for name, check in self._checks.items()}
-        return {name: reason for name, reason in found.items() if reason is not None}
+        return _said(self._checks)
 
     async def _healthz(self, _: web.Request) -> web.Response:
         return web.Response(text="ok\n")
@@ -65,8 +79,17 @@ class StatusServer:
     async def _readyz(self, _: web.Request) -> web.Response:
         problems = self.problems()
         if problems:
-            return web.Response(status=503, text="".join(f"{name}: {why}\n" for name, why in problems.items()))
-        return web.Response(text="ok\n")
+            return web.Response(status=503, text=_lines(problems))
+        return web.Response(text=f"ok\n{_lines(_said(self._notes))}")
 
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+
+
+def _said(checks: Mapping[str, Check]) -> dict[str, str]:
+    found = {name: check() for name, check in checks.items()}
+    return {name: text for name, text in found.items() if text is not None}
+
+
+def _lines(texts: Mapping[str, str]) -> str:
+    return "".join(f"{name}: {text}\n" for name, text in texts.items())

@@ -29,6 +29,12 @@ async def test_ready_names_each_reason_not_to_be(get):
         assert await get(server, "/readyz") == (200, "ok\n")
 
 
+async def test_what_is_worth_knowing_is_said_beside_being_ready(get):
+    notes = {"lock": lambda: "waits for its turn", "other": lambda: None}
+    async with StatusServer(Address("127.0.0.1", 0), {}, CollectorRegistry(), notes=notes) as server:
+        assert await get(server, "/readyz") == (200, "ok\nlock: waits for its turn\n")
+
+
 async def test_metrics_are_those_of_its_registry(get):
     registry = CollectorRegistry()
     Counter("tessera_things", "Things.", registry=registry).inc(3)

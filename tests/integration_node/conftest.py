@@ -57,6 +57,7 @@ class SameGpus:
 
     def __init__(self, facts):
         self.facts = facts
+        self.processes = {}
 
     def open(self):
         pass
@@ -68,8 +69,10 @@ class SameGpus:
         return self.facts
 
     def look(self):
-        sample = GpuSample(processes=(), used=0, recovery=RecoveryAction.NONE)
-        return Look(samples={gpu.id: sample for gpu in self.facts.gpus})
+        def sample(gpu):
+            return GpuSample(processes=self.processes.get(gpu, ()), used=0, recovery=RecoveryAction.NONE)
+
+        return Look(samples={gpu.id: sample(gpu.id) for gpu in self.facts.gpus})
 
 
 class Cluster:

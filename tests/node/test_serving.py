@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import AsyncExitStack
 
 import grpc.aio
 import pytest
@@ -292,6 +293,25 @@ async def test_every_ticket_is_registered_once(registrar, registry, folder):
         assert request.options.get_preferred_allocation_available
     assert {each.endpoint for each in registry.requests} < set(os.listdir(folder))
     assert registrar.problem is None
+
+
+async def test_being_registered_is_not_yet_being_listened_to(registrar, registry, folder):
+    assert "not registered" in registrar.unheard
+    await registrar.step()
+    assert registrar.problem is None
+    assert "does not listen" in registrar.unheard
+    streams = []
+    async with AsyncExitStack() as stack:
+        for request in registry.requests:
+            channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"unix:{folder}/{request.endpoint}"))
+            streams.append(channel.unary_stream("/v1beta1.DevicePlugin/ListAndWatch")(b"", timeout=PATIENCE))
+            assert healthy(await streams[-1].read())
+        assert registrar.unheard is None
+        streams[0].cancel()
+        async with asyncio.timeout(PATIENCE):
+            while registrar.unheard is None:  # noqa: ASYNC110 - no event tells
+                await asyncio.sleep(0)
+        assert registry.requests[0].resource_name in registrar.unheard
 
 
 async def test_a_new_kubelet_socket_of_the_same_name_means_registering_anew(registrar, registry):
