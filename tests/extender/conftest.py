@@ -39,6 +39,7 @@ from webhook.extender.filter import Filter
 from webhook.extender.http import Limits
 from webhook.extender.metrics import Metrics
 from webhook.extender.server import Extender
+from webhook.extender.waiting import Waiting
 from webhook.extender.wake import Waker
 
 T = TypeVar("T")
@@ -218,14 +219,18 @@ class Rig:
         timing = WatchTiming(backoff=0.01, backoff_cap=0.05)
         self.pods = WatchCache(self.client, PODS, msgspec.json.Decoder(Pod), clock=system, rng=rng, timing=timing)
         self.nodes = WatchCache(self.client, NODES, msgspec.json.Decoder(Node), clock=system, rng=rng, timing=timing)
-        self.waker = Waker(self.client, self.nodes.get, names=NAMES, clock=self.clock, metrics=self.metrics)
-        self.cluster = Cluster(
-            self.pods, self.nodes, names=NAMES, clock=self.clock, grew=self.waker.grew, settled=self.waker.settled
+        self.waiting = Waiting(clock=self.clock, metrics=self.metrics)
+        self.waker = Waker(
+            self.client, self.nodes.get, names=NAMES, clock=self.clock, metrics=self.metrics, waiting=self.waiting
         )
+        self.cluster = Cluster(
+            self.pods, self.nodes, names=NAMES, clock=self.clock, grew=self.waker.grew, settled=self.waiting.settled
+        )
+        self.waker.look_at(lambda node, pod: self.cluster.keeper.states(node, uid=pod.uid, priority=pod.priority))
         self.pods.subscribe(self.cluster.pod_changed)
         self.nodes.subscribe(self.cluster.node_changed)
         self.filter_ = Filter(
-            self.cluster, config=lambda: self.config, metrics=self.metrics, rejected=self.waker.rejected
+            self.cluster, config=lambda: self.config, metrics=self.metrics, rejected=self.waiting.rejected
         )
         self.binder = Binder(
             self.cluster, self.client, config=lambda: self.config, clock=self.clock, metrics=self.metrics

@@ -95,7 +95,7 @@ async def test_many_changes_are_one_touch_a_second(waking, clock, pod):
     for n in range(6):
         await waking.bind(waking.put_pod(f"s{n}", units=2), "n1")
     await waking.caught_up()
-    await waking.filter(pod("waits", units=64))
+    await waking.filter(pod("waits", units=4))
     for n in range(6):
         await free(waking, f"s{n}")
     await settle(waking, clock)
@@ -136,3 +136,41 @@ async def test_who_asked_long_ago_waits_no_longer(waking, clock, pod):
     await free(waking)
     await settle(waking, clock)
     assert wakes(waking) is None
+
+
+async def test_a_node_that_grew_too_little_for_anybody_is_left_alone(waking, clock, pod):
+    await waking.bind(waking.put_pod("small", units=4), "n1")
+    await waking.caught_up()
+    await waking.filter(pod("waits", units=32))
+    await free(waking, "small")
+    await settle(waking, clock, 2)
+    assert wakes(waking) is None
+    await free(waking)
+    await settle(waking, clock)
+    assert wakes(waking) == "1"
+
+
+async def test_a_node_that_the_scheduler_did_not_let_through_is_left_alone(waking, clock, pod):
+    waking.put_node("n2", 64)
+    await waking.caught_up()
+    await waking.bind(waking.put_pod("other", units=60), "n2")
+    await waking.caught_up()
+    await waking.filter(pod("waits", units=32), "n1")
+    await free(waking, "other")
+    await settle(waking, clock, 2)
+    assert wakes(waking, "n2") is None
+
+
+async def test_room_that_is_no_longer_kept_wakes_who_was_kept_from_it(waking, clock, pod):
+    nominated = waking.put_pod("important", units=64, spec={"priority": 100})
+    nominated["status"]["nominatedNodeName"] = "n1"
+    waking.server.put("pods", nominated)
+    await free(waking)
+    await waking.caught_up()
+    await waking.filter(pod("waits", units=32))
+    await settle(waking, clock, 2)
+    assert wakes(waking) is None, "what is free there is not for it"
+    await clock.advance(61)
+    waking.cluster.tick()
+    await settle(waking, clock)
+    assert wakes(waking) == "1"

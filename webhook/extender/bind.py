@@ -245,17 +245,21 @@ class Binder:
         if uid in self._doubts:
             return self._reserve_again(uid, node)
         named = ledger.named(uid)
-        states = ledger.states(node, without=(uid,))
+        keeper = self._cluster.keeper
+        states = keeper.states(node, uid=uid, priority=asked.priority)
         if named is not None and named[0] == node and named[1].asks == asked.asks:
             if still_fits(asked.asks, asked.shape, named[1].places, states):
                 self._cluster.reserve(uid, node, named[1])
                 return named[1]
             self._metrics.moved.inc()
-        found = place(asked.asks, asked.shape, ledger.states(node, without=(uid,), soft=True))
+        softly = keeper.states(node, uid=uid, priority=asked.priority, soft=True)
+        found = place(asked.asks, asked.shape, softly)
         if isinstance(found, Rejection):
             found = place(asked.asks, asked.shape, states)
         if isinstance(found, Rejection):
-            raise self._refusal("refused", f"node {node}: {found.text}")
+            promises = keeper.against(node, uid=uid, priority=asked.priority)
+            kept = f", and room is kept for a pod of priority {promises[0].priority}" if promises else ""
+            raise self._refusal("refused", f"node {node}: {found.text}{kept}")
         claim = Claim(asked.asks, found)
         self._cluster.reserve(uid, node, claim)
         return claim

@@ -3,7 +3,7 @@
 One node is named (kube-scheduler breaks ties between equal scores by a coin, which costs more packing than any policy
 gains). First comes what the pod prefers of nodes, then how well its slices lie there, then the node's name. A filter
 reserves nothing and refuses nobody because of another unbound pod: what it has just named is avoided while anything else
-fits, and given away again if nothing does.
+fits, and given away again if nothing does. What is kept for a pod that was promised a node (`keeping`) is the exception.
 
 The arrays judge all nodes at once; the node that would be taken is then tried exactly. Where that fails (several
 containers, GPUs that must hang together) the verdict is kept and the next node is tried, a few at a time, so that one
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
@@ -27,6 +27,7 @@ from tessera.model.tickets import Ask, asks
 from tessera.placement.claims import Claim
 from tessera.placement.columns import IntArray
 from tessera.placement.fit import place
+from tessera.placement.keeping import Kept
 from tessera.placement.reasons import Reason, Rejection
 from tessera.placement.scores import ShapeRow
 from tessera.placement.shape import Shape, shape_of
@@ -53,6 +54,7 @@ class Asked(msgspec.Struct, frozen=True):
     uid: str
     asks: tuple[Ask, ...]
     shape: Shape
+    priority: int = 0
 
 
 def read_asked(pod: Pod, config: Config, *, cordoned: bool = False) -> Asked | None:
@@ -71,7 +73,7 @@ def read_asked(pod: Pod, config: Config, *, cordoned: bool = False) -> Asked | N
         return None
     wished = wishes(pod.metadata.annotations, config.names, config.placement)
     shape = shape_of(found, unit=config.memory_unit, wishes=wished, cordoned=cordoned)
-    return Asked(pod.metadata.uid, found, shape)
+    return Asked(pod.metadata.uid, found, shape, pod.spec.priority or 0)
 
 
 class Filter:
@@ -83,7 +85,7 @@ class Filter:
         *,
         config: Callable[[], Config],
         metrics: Metrics,
-        rejected: Callable[[str], None] | None = None,
+        rejected: Callable[[SchedulingPod, Kept, NameList], None] | None = None,
     ) -> None:
         """Decide by the state of this cluster.
 
@@ -91,7 +93,7 @@ class Filter:
             cluster: as the caches have it.
             config: the config in force.
             metrics: counts answers and reasons.
-            rejected: called with the UID of a pod that found no node but may find one later.
+            rejected: called with a pod that found no node but may find one later, what it asks, and where it was looked for.
         """
         self._cluster = cluster
         self._config = config
@@ -118,11 +120,12 @@ class Filter:
         self._cluster.forget_old_names()
         if config.placement.answer == "all":
             return await self._all(asked, args)
+        kept_from: dict[str, Rejection] = {}
         for _ in range(_MOST_ROUNDS):
             listed = self._lists.resolve(args)
             self._cluster.ledger.forget_softly(args.pod.metadata.uid)
             if len(listed.known):
-                found, decided = self._best(asked, args.pod, listed)
+                found, decided = self._best(asked, args.pod, listed, kept_from)
                 if found is not None:
                     self._metrics.filtered("named", {})
                     return _answer(args, [found])
@@ -130,7 +133,7 @@ class Filter:
                     await asyncio.sleep(0)
                     continue
             break
-        return self._none(asked, args)
+        return self._none(asked, args, kept_from)
 
     async def prioritize(self, args: FilterArgs) -> list[HostPriority]:
         """Score the names 0..10, by the policy; for those who have kube-scheduler choose (``answer: all``).
@@ -154,17 +157,22 @@ class Filter:
                 scores[listed.name(int(each))] = _TOP if len(order) == 1 else _TOP * step // (len(order) - 1)
         return [HostPriority(name, scores.get(name, 0)) for name in listed.names]
 
-    def _best(self, asked: Asked, pod: SchedulingPod, listed: NameList) -> tuple[str | None, bool]:
-        """The best node that takes the pod; whether the verdict is final."""
+    def _best(
+        self, asked: Asked, pod: SchedulingPod, listed: NameList, kept_from: dict[str, Rejection]
+    ) -> tuple[str | None, bool]:
+        """The best node that takes the pod; whether the verdict is final. Nodes kept from it are added to `kept_from`."""
         row = self._cluster.scores.row(asked.shape)
         failed = 0
         for soft in (True, False):
             while True:
                 fitting = row.softly[listed.known] if soft else row.code[listed.known] == 0
-                if not fitting.any():
+                rows = listed.known[fitting]
+                if kept_from:
+                    rows = rows[~np.isin(rows, [self._cluster.ledger.row(name) for name in kept_from])]
+                if not len(rows):
                     break
-                best = self._pick(pod, row, listed.known[fitting])
-                if self._try(asked, row, best, listed.name(best), soft=soft):
+                best = self._pick(pod, row, rows)
+                if self._try(asked, row, best, listed.name(best), kept_from, soft=soft):
                     return listed.name(best), True
                 failed += 1
                 if failed >= TRIES:
@@ -183,23 +191,40 @@ class Filter:
             rows = rows[[int(self._cluster.ledger.columns.rank[rows].argmin())]]
         return int(rows[0])
 
-    def _try(self, asked: Asked, row: ShapeRow, at: int, name: str, *, soft: bool) -> bool:
+    def _try(
+        self, asked: Asked, row: ShapeRow, at: int, name: str, kept_from: dict[str, Rejection], *, soft: bool
+    ) -> bool:
         """Place the pod on a node exactly; what comes out is named, or kept as the verdict on that node."""
         uid = asked.uid
-        states = self._cluster.ledger.states(name, without=(uid,), soft=soft)
+        states = self._cluster.keeper.states(name, uid=uid, priority=asked.priority, soft=soft)
         found = place(asked.asks, asked.shape, states)
         if not isinstance(found, Rejection):
             self._cluster.name_softly(uid, name, Claim(asked.asks, found))
             return True
-        if soft:
+        kept = self._kept_from(asked, name, soft=soft)
+        if kept is not None:
+            # It holds for this pod only, not for its shape.
+            kept_from[name] = kept
+        elif soft:
             row.avoid(at)
         else:
             row.refuse(at, found)
         return False
 
+    def _kept_from(self, asked: Asked, name: str, *, soft: bool) -> Rejection | None:
+        """That a node would take the pod but for what is kept there for others; None where that is not why."""
+        promises = self._cluster.keeper.against(name, uid=asked.uid, priority=asked.priority)
+        if not promises:
+            return None
+        states = self._cluster.ledger.states(name, without=(asked.uid,), soft=soft)
+        if isinstance(place(asked.asks, asked.shape, states), Rejection):
+            return None
+        return Rejection(Reason.KEPT, promises[0].priority)
+
     async def _all(self, asked: Asked, args: FilterArgs) -> FilterResult:
         """Every node that fits, and why the others don't."""
         tried: set[str] = set()
+        kept_from: dict[str, Rejection] = {}
         for _ in range(_MOST_ROUNDS):
             listed = self._lists.resolve(args)
             row = self._cluster.scores.row(asked.shape)
@@ -211,13 +236,18 @@ class Filter:
             for each in pending[: 4 * TRIES]:
                 name = listed.name(each)
                 tried.add(name)
-                found = place(asked.asks, asked.shape, self._cluster.ledger.states(name))
+                states = self._cluster.keeper.states(name, uid=asked.uid, priority=asked.priority)
+                found = place(asked.asks, asked.shape, states)
                 if isinstance(found, Rejection):
-                    row.refuse(each, found)
+                    kept = self._kept_from(asked, name, soft=False)
+                    if kept is not None:
+                        kept_from[name] = kept
+                    else:
+                        row.refuse(each, found)
             await asyncio.sleep(0)
-        return self._none(asked, args)
+        return self._none(asked, args, kept_from)
 
-    def _none(self, asked: Asked, args: FilterArgs) -> FilterResult:
+    def _none(self, asked: Asked, args: FilterArgs, kept_from: Mapping[str, Rejection]) -> FilterResult:
         """The nodes that fit (none, where one was looked for), and a reason for every other name."""
         listed = self._lists.resolve(args)
         row = self._cluster.scores.row(asked.shape)
@@ -233,10 +263,11 @@ class Filter:
             if at < 0:
                 rejection = Rejection(Reason.UNKNOWN_NODE)
             elif key[0] == 0:
-                if every:
+                kept = kept_from.get(name)
+                if every and kept is None:
                     fitting.append(name)
                     continue
-                rejection = Rejection(Reason.ARRANGEMENT)
+                rejection = kept or Rejection(Reason.ARRANGEMENT)
             else:
                 if key not in texts:
                     texts[key] = row.rejection(at)
@@ -245,7 +276,7 @@ class Filter:
             (never if rejection.reason.never else now)[name] = rejection.text
         self._metrics.filtered("named" if fitting else "refused", counts)
         if not fitting and now and self._rejected is not None:
-            self._rejected(asked.uid)
+            self._rejected(args.pod, Kept(asked.asks, asked.shape), listed)
         return _answer(args, fitting, now=now, never=never)
 
 

@@ -30,6 +30,7 @@ from webhook.extender.cluster import Cluster
 from webhook.extender.filter import Filter
 from webhook.extender.metrics import LedgerCollector, Metrics
 from webhook.extender.server import Extender
+from webhook.extender.waiting import Waiting
 from webhook.extender.wake import Waker
 
 DRAIN: Final = 10.0
@@ -71,14 +72,16 @@ async def serve(options: Namespace, signals: Signals) -> None:
         names = config.current.names
         pods = WatchCache(client, PODS, msgspec.json.Decoder(Pod), clock=clock, rng=rng)
         nodes = WatchCache(client, NODES, msgspec.json.Decoder(Node), clock=clock, rng=rng)
-        waker = Waker(client, nodes.get, names=names, clock=clock, metrics=metrics)
-        cluster = Cluster(pods, nodes, names=names, clock=clock, grew=waker.grew, settled=waker.settled)
+        waiting = Waiting(clock=clock, metrics=metrics)
+        waker = Waker(client, nodes.get, names=names, clock=clock, metrics=metrics, waiting=waiting)
+        cluster = Cluster(pods, nodes, names=names, clock=clock, grew=waker.grew, settled=waiting.settled)
+        waker.look_at(lambda node, pod: cluster.keeper.states(node, uid=pod.uid, priority=pod.priority))
         pods.subscribe(cluster.pod_changed)
         nodes.subscribe(cluster.node_changed)
         registry.register(
             LedgerCollector(cluster.ledger, {"pods": lambda: pods.staleness, "nodes": lambda: nodes.staleness})
         )
-        filter_ = Filter(cluster, config=lambda: config.current, metrics=metrics, rejected=waker.rejected)
+        filter_ = Filter(cluster, config=lambda: config.current, metrics=metrics, rejected=waiting.rejected)
         binder = Binder(cluster, client, config=lambda: config.current, clock=clock, metrics=metrics)
         stack.push_async_callback(binder.close)
         extender = Extender(cluster, filter_, binder, config=lambda: config.current, metrics=metrics)

@@ -27,14 +27,21 @@ class NameList:
         known: the rows of those that are known.
     """
 
-    __slots__ = ("_places", "known", "names", "rows")
+    __slots__ = ("_places", "_set", "known", "names", "rows")
 
     def __init__(self, names: list[str], ledger: Ledger) -> None:
         """Look every name up; one that comes twice counts once."""
         self.names = list(dict.fromkeys(names))
         self.rows: IntArray = np.array([ledger.row(name) for name in self.names], np.int64)
         self.known: IntArray = self.rows[self.rows >= 0]
+        self._set: frozenset[str] = frozenset()
         self._places = {int(row): place for place, row in enumerate(self.rows) if row >= 0}
+
+    def __contains__(self, name: object) -> bool:
+        """Whether a node of that name is among them."""
+        if len(self._set) != len(self.names):
+            self._set = frozenset(self.names)
+        return name in self._set
 
     def name(self, row: int) -> str:
         """The name of the node in that row."""

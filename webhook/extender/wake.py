@@ -3,14 +3,14 @@
 A pod that an extender rejected waits up to 5 minutes (kubernetes 122019) unless some event that kube-scheduler knows comes
 by. GPUs that become free are no such event, a changed annotation on a Node is: pods are retried 5-8 ms after it. So the
 node whose capacity grew gets its counter touched, within a second, at most once a second, and only while a pod is waiting
-that was rejected for want of room.
+that was rejected for want of room and would find it there now.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, NoReturn, Protocol
 
 import msgspec
@@ -21,17 +21,24 @@ from tessera.kube.errors import KubeError
 from tessera.kube.resources import NODES, Resource
 from tessera.model.names import Names
 from tessera.model.node import Node
+from tessera.placement.fit import GpuState, place
+from tessera.placement.reasons import Rejection
+from tessera.placement.shape import Shape
 from webhook.extender.metrics import Metrics
+from webhook.extender.waiting import Rejected, Waiting
 
 INTERVAL: Final = 1.0
 """Seconds between two touches of one node."""
 COALESCE: Final = 0.05
 """Seconds in which what grows is gathered before the first touch: a pod's end frees its slices one by one."""
-LATELY: Final = 600.0
-"""Seconds after which a rejected pod that was not asked for again counts as gone. kube-scheduler itself retries after 300."""
-MOST_WAITING: Final = 20_000
+MOST_COUNTERS: Final = 20_000
+MOST_SHAPES: Final = 32
+"""Shapes of waiting pods that are tried on a node that grew (50 us each); beyond it is simply touched."""
 AT_ONCE: Final = 8
 _TIMEOUT: Final = 5.0
+
+Room = Callable[[str, Rejected], Sequence[GpuState]]
+"""A node's GPUs as a pod may use them."""
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +61,14 @@ class Waker:
     """Touches nodes that grew."""
 
     def __init__(
-        self, door: Door, node: Callable[[str], Node | None], *, names: Names, clock: Clock, metrics: Metrics
+        self,
+        door: Door,
+        node: Callable[[str], Node | None],
+        *,
+        names: Names,
+        clock: Clock,
+        metrics: Metrics,
+        waiting: Waiting,
     ) -> None:
         """Write through this door.
 
@@ -64,34 +78,27 @@ class Waker:
             names: of this installation.
             clock: paces.
             metrics: counts.
+            waiting: who is to be woken.
         """
         self._door = door
         self._node = node
         self._names = names
         self._clock = clock
         self._metrics = metrics
-        self._rejected: dict[str, float] = {}
+        self._waiting = waiting
+        self._room: Room | None = None
         self._grown: set[str] = set()
         self._touched: dict[str, float] = {}
         self._counters: dict[str, int] = {}
         self._some = asyncio.Event()
 
-    def rejected(self, uid: str) -> None:
-        """A pod found no room."""
-        self._rejected.pop(uid, None)
-        self._rejected[uid] = self._clock.monotonic()
-        if len(self._rejected) > MOST_WAITING:
-            del self._rejected[next(iter(self._rejected))]
-        self._metrics.waiting.set(len(self._rejected))
-
-    def settled(self, uid: str) -> None:
-        """A pod doesn't wait any more."""
-        if self._rejected.pop(uid, None) is not None:
-            self._metrics.waiting.set(len(self._rejected))
+    def look_at(self, room: Room) -> None:
+        """Wake only where somebody fits, by what this tells of a node's GPUs for a pod."""
+        self._room = room
 
     def grew(self, node: str) -> None:
         """A node can take more than before."""
-        if self._rejected:
+        if len(self._waiting):
             self._grown.add(node)
             self._some.set()
 
@@ -106,9 +113,8 @@ class Waker:
 
     async def _round(self) -> None:
         now = self._clock.monotonic()
-        while self._rejected and now - next(iter(self._rejected.values())) > LATELY:
-            del self._rejected[next(iter(self._rejected))]
-        if not self._rejected:
+        self._waiting.forget_old()
+        if not len(self._waiting):
             self._grown.clear()
             self._touched.clear()
             return
@@ -116,8 +122,25 @@ class Waker:
         for start in range(0, len(due), AT_ONCE):
             batch = due[start : start + AT_ONCE]
             self._grown.difference_update(batch)
-            await asyncio.gather(*(self._touch(node) for node in batch))
+            await asyncio.gather(*(self._touch(node) for node in batch if self._helps(node)))
+            await asyncio.sleep(0)
         self._touched = {node: at for node, at in self._touched.items() if now - at < INTERVAL}
+
+    def _helps(self, name: str) -> bool:
+        """Whether one of those who wait would fit on the node now, as far as that is soon told."""
+        if self._room is None:
+            return True
+        tried: set[tuple[Shape, int]] = set()
+        for pod in self._waiting:
+            kind = (pod.kept.shape, pod.priority)
+            if kind in tried or name not in pod.listed:
+                continue
+            if len(tried) >= MOST_SHAPES:
+                return True
+            if not isinstance(place(pod.kept.asks, pod.kept.shape, self._room(name, pod)), Rejection):
+                return True
+            tried.add(kind)
+        return False
 
     async def _touch(self, name: str) -> None:
         node = self._node(name)
@@ -134,7 +157,7 @@ class Waker:
             self._grown.add(name)
             return
         self._counters[name] = count
-        if len(self._counters) > MOST_WAITING:
+        if len(self._counters) > MOST_COUNTERS:
             self._counters.clear()
         self._metrics.wakes.inc()
 

@@ -28,6 +28,7 @@ class WireError(TesseraError):
 class SchedulingSpec(PodSpec, frozen=True, kw_only=True):
     """What the filter reads of a pod's spec beside its containers."""
 
+    node_selector: dict[str, str] | None = None
     affinity: Affinity | None = None
     tolerations: tuple[Toleration, ...] | None = None
 
