@@ -17,6 +17,8 @@ from tessera.model.names import DOMAIN, MEMORY_UNIT, Names, names
 from tessera.model.pod import Toleration
 from tessera.model.strict import Document, nearest
 
+_Namespace = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
+
 
 class _Strict(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel", omit_defaults=True
@@ -122,6 +124,88 @@ class Cni(_Strict, frozen=True, kw_only=True):
     apps: tuple[str, ...] = ("terway", "terway-eniip", "calico-node", "cilium", "flannel", "kube-flannel")
 
 
+class Guard(_Strict, frozen=True, kw_only=True):
+    """What nobody but Tessera may say about GPUs (docs/guard.md).
+
+    Attributes:
+        environment: what admission does with such variables in pods that ask for GPUs: ``deny`` leaves them to the policies,
+            ``strip`` takes them away with a warning. In every other pod they are denied.
+        exempt_namespaces: pods there are not looked at; our own annotations are guarded everywhere.
+        driver_capabilities: what NVIDIA_DRIVER_CAPABILITIES may list.
+        host_paths: folders that pods may neither mount nor reach through a folder above them; one that ends in ``*``
+            stands for every name that begins so.
+        trusted: users and groups that may write our annotations beside our own service accounts (a backup tool, say).
+    """
+
+    environment: Literal["deny", "strip"] = "deny"
+    exempt_namespaces: tuple[_Namespace, ...] = ("kube-system",)
+    driver_capabilities: tuple[Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]{1,32}$")], ...] = ("compute", "utility")
+    host_paths: tuple[Annotated[str, msgspec.Meta(pattern=r"^(/[A-Za-z0-9._-]+)+\*?$", max_length=256)], ...] = (
+        "/var/lib/kubelet/device-plugins",
+        "/var/lib/kubelet/plugins_registry",
+        "/var/lib/kubelet/pod-resources",
+        "/dev/char",
+        "/dev/nvidia*",
+        "/proc/driver/nvidia*",
+        "/run/nvidia-container-devices",
+        "/var/run/nvidia-container-devices",
+        "/run/nvidia/mps",
+        "/var/run/nvidia/mps",
+        "/tmp/nvidia-mps*",  # noqa: S108 - where an MPS daemon listens unless told otherwise
+        "/run/tessera",
+        "/var/run/tessera",
+    )
+    trusted: tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=253)], ...] = ()
+
+
+class Lease(_Strict, frozen=True, kw_only=True):
+    """The Lease that the kube-scheduler beside an extender holds while it leads; what acts, acts only then.
+
+    Attributes:
+        name: of the Lease (``leaderElection.resourceName``); empty where that kube-scheduler runs without an election.
+        namespace: of the Lease (``leaderElection.resourceNamespace``).
+    """
+
+    name: Annotated[str, msgspec.Meta(pattern=r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)?$")] = "kube-scheduler"
+    namespace: _Namespace = "kube-system"
+
+
+class Preemption(_Strict, frozen=True, kw_only=True):
+    """Ending pods of lower priority for one that finds no slice.
+
+    Attributes:
+        enabled: whether that is done.
+        per_minute: evictions a minute over all, in the long run.
+        burst: evictions at once, after a quiet time.
+    """
+
+    enabled: bool = True
+    per_minute: Annotated[float, msgspec.Meta(gt=0, le=6000)] = 60.0
+    burst: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 20
+
+
+class Autoscaler(_Strict, frozen=True, kw_only=True):
+    """Scale pods: they make Cluster Autoscaler add a node for pods that only fragmentation keeps pending.
+
+    Attributes:
+        enabled: whether they are made.
+        namespace: where they are made.
+        image: of their one container, which never runs.
+        priority_class_name: the lowest there is that Cluster Autoscaler still scales up for (-10 and above).
+        after: seconds that a pod waits before one is made for it.
+        interval: seconds between two that are made.
+        most: there are at one time.
+    """
+
+    enabled: bool = False
+    namespace: _Namespace = "tessera-system"
+    image: Annotated[str, msgspec.Meta(min_length=1, max_length=512)] = "registry.k8s.io/pause:3.10"
+    priority_class_name: str = "tessera-scale"
+    after: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 30.0
+    interval: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = 10.0
+    most: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 10
+
+
 class Config(_Strict, frozen=True, kw_only=True):
     """The whole config; every key has a default, so an empty file (or none) is valid.
 
@@ -134,7 +218,8 @@ class Config(_Strict, frozen=True, kw_only=True):
         scheduler_name: set on pods that ask for GPUs and name no other scheduler; empty leaves it alone.
         replace_schedulers: foreign schedulers that converted pods may name; empty means every foreign one is replaced.
         dialects: options by dialect; absent ones have their defaults.
-        placement, isolation, health, limits, profiles, cni: see their types. `limits` is by namespace, ``*`` for others.
+        placement, isolation, health, limits, profiles, cni, guard, lease, preemption, autoscaler: see their types. `limits`
+            is by namespace, ``*`` for others.
     """
 
     domain: str = DOMAIN
@@ -151,6 +236,10 @@ class Config(_Strict, frozen=True, kw_only=True):
     limits: dict[str, Limit] = {}
     profiles: tuple[Profile, ...] = ()
     cni: Cni = Cni()
+    guard: Guard = Guard()
+    lease: Lease = Lease()
+    preemption: Preemption = Preemption()
+    autoscaler: Autoscaler = Autoscaler()
 
     @property
     def names(self) -> Names:
