@@ -1,0 +1,147 @@
+"""Ways to a GPU that go through the host: its folders, and containers that see all of its devices."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tessera.deploy.cel import listed, text
+from tessera.deploy.policy import FRESH, NOT_MIRROR, Check, Policy
+from tessera.model.config import Config
+
+INJECTED: Final = "nvidia-container-devices"
+"""Folder whose entries, as mount points of /dev/null, choose GPUs (NVIDIA's container toolkit, volume mounts as a list)."""
+_CDI: Final = "cdi.k8s.io/"
+_OTHERS_ROOT: Final = "^/proc/(self|thread-self|[0-9]+)(/.*)?$"
+"""``/proc/1/root`` is the whole host."""
+
+
+def host_paths(config: Config, *, exempt: tuple[str, ...]) -> Policy:
+    """The policy about volumes of kind hostPath, and about mount points that choose GPUs.
+
+    A path is compared as its parts, so doubled and trailing slashes and ``.`` change nothing; ``..`` is denied wherever it
+    stands (the API server refuses it too). A folder above a protected one reaches it, so it is denied as well.
+
+    Args:
+        config: which folders.
+        exempt: namespaces that it doesn't look at.
+    """
+    below = sorted(path for path in config.guard.host_paths if not path.endswith("*"))
+    begun = sorted(path.removesuffix("*") for path in config.guard.host_paths if path.endswith("*"))
+    # The folder in which such names stand is above all of them.
+    bad = (
+        f"v.path == '/' || v.path.contains('/../') || v.path.endsWith('/..') || v.path.matches({text(_OTHERS_ROOT)})"
+        f" || {listed(below)}.exists(q, v.path == q || v.path.startsWith(q + '/') || q.startsWith(v.path + '/'))"
+        f" || {listed(begun)}.exists(q, v.path.startsWith(q) || q.startsWith(v.path + '/'))"
+    )
+    variables = (
+        FRESH,
+        (
+            "volumes",
+            (
+                "dyn(has(object.spec.volumes) ? object.spec.volumes : []).filter(v, has(v.hostPath) && (request.operation =="
+                " 'CREATE' || variables.fresh.exists(c, has(c.volumeMounts) && c.volumeMounts.exists(m, m.name == v.name))))"
+            ),
+        ),
+        (
+            "paths",
+            (
+                "variables.volumes.map(v, {'name': string(v.name), 'path': '/' + v.hostPath.path.split('/')"
+                ".filter(p, p != '' && p != '.').join('/')})"
+            ),
+        ),
+        ("bad", f"variables.paths.filter(v, {bad})"),
+        (
+            "mounting",
+            (
+                "variables.bad.size() == 0 ? [] : variables.fresh.filter(c, has(c.volumeMounts)"
+                " && c.volumeMounts.exists(m, m.name == variables.bad[0].name))"
+            ),
+        ),
+        (
+            "choosing",
+            (
+                "variables.fresh.filter(c, has(c.volumeMounts)"
+                f" && c.volumeMounts.exists(m, m.mountPath.contains({text(INJECTED)})))"
+            ),
+        ),
+    )
+    return Policy(
+        name="tessera-host-paths",
+        exempt=exempt,
+        conditions=(NOT_MIRROR,),
+        variables=variables,
+        checks=(
+            Check(
+                holds="variables.bad.size() == 0",
+                message=(
+                    "(variables.mounting.size() > 0 ? 'container \"' + variables.mounting[0].name + '\" mounts ' : 'the pod has ')"
+                    " + 'volume \"' + variables.bad[0].name + '\", hostPath ' + variables.bad[0].path"
+                    " + ', which reaches GPUs or their sockets on the host; mount a folder that holds none of guard.hostPaths,"
+                    " or let an administrator exempt the namespace'"
+                ),
+                summary="a hostPath volume reaches GPUs or their sockets on the host; mount another folder",
+            ),
+            Check(
+                holds="variables.choosing.size() == 0",
+                message=(
+                    "'container \"' + variables.choosing[0].name + '\" mounts something below "
+                    f"{INJECTED}, which would choose GPUs; ask for a GPU in its limits and remove the mount'"
+                ),
+                summary=f"a container mounts something below {INJECTED}; remove the mount",
+            ),
+            Check(
+                holds=(
+                    "!has(object.metadata.annotations) || request.operation != 'CREATE' ||"
+                    f" !object.metadata.annotations.exists(k, k.startsWith({text(_CDI)})"
+                    " && object.metadata.annotations[k].contains('nvidia.com/'))"
+                ),
+                message=(
+                    f"'an annotation {_CDI}… would inject GPUs that were not given to the pod; remove it"
+                    " and ask for a GPU in a container\\'s limits'"
+                ),
+                summary=f"an annotation {_CDI}… would inject GPUs; remove it",
+            ),
+        ),
+    )
+
+
+def privileged(config: Config, *, exempt: tuple[str, ...]) -> Policy:
+    """The policy about privileged containers in pods that ask for a GPU of ours: they would see all of every GPU.
+
+    Args:
+        config: its names.
+        exempt: namespaces that it doesn't look at.
+    """
+    under = text(config.domain + "/")
+    asks = (
+        "(dyn(object.spec.containers) + dyn(has(object.spec.initContainers) ? object.spec.initContainers : []))"
+        ".exists(c, has(c.resources) && ((has(c.resources.limits) && c.resources.limits.exists(k, k.startsWith("
+        f"{under}))) || (has(c.resources.requests) && c.resources.requests.exists(k, k.startsWith({under})))))"
+    )
+    variables = (
+        FRESH,
+        (
+            "privileged",
+            (
+                "variables.fresh.filter(c, has(c.securityContext) && has(c.securityContext.privileged)"
+                " && c.securityContext.privileged)"
+            ),
+        ),
+    )
+    return Policy(
+        name="tessera-privileged",
+        exempt=exempt,
+        conditions=(NOT_MIRROR,),
+        variables=variables,
+        checks=(
+            Check(
+                holds=f"variables.privileged.size() == 0 || !{asks}",
+                message=(
+                    "'container \"' + variables.privileged[0].name + '\" is privileged in a pod that asks for a GPU, and would"
+                    " see all of every GPU of its node; drop securityContext.privileged (add the capabilities it needs), or"
+                    " run it as a pod of its own'"
+                ),
+                summary="a privileged container stands in a pod that asks for a GPU; drop securityContext.privileged",
+            ),
+        ),
+    )
