@@ -199,7 +199,7 @@ class Autoscaler(_Strict, frozen=True, kw_only=True):
 
     enabled: bool = False
     namespace: _Namespace = "tessera-system"
-    image: Annotated[str, msgspec.Meta(min_length=1, max_length=512)] = "registry.k8s.io/pause:3.10"
+    image: Annotated[str, msgspec.Meta(min_length=1, max_length=512)] = "pause"
     priority_class_name: str = "tessera-scale"
     after: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 30.0
     interval: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = 10.0
