@@ -13,6 +13,7 @@ from typing import Final, Literal
 from tessera.dialects.amounts import label_count, memory_of, memory_share, percent_of_one, share
 from tessera.dialects.dialect import Baggage, Context, Dialect, ForeignOptions, Reading
 from tessera.dialects.reader import ContainerReader, PodReader
+from tessera.dialects.trigger import Resource, Trigger
 from tessera.model.errors import RequestError
 from tessera.model.quantity import GIB, MIB
 from tessera.model.request import container_request
@@ -85,13 +86,18 @@ def _baggage(pod: PodReader, context: Context) -> Baggage:
     ]
     if any((container.container.variable(_DISABLE) or "").lower() == "true" for container in pod.containers):
         warnings.append(f"{_DISABLE}=true has no effect here: the slice is held to its size by the node's guarantee")
-    model = pod.selector.get(_MODEL, "").strip()
+    models = ",".join(pod.choices(_MODEL))
     return Baggage(
-        annotations={context.names.gpu_models: model} if model else {},
+        annotations={context.names.gpu_models: models} if models else {},
         selectors=_SELECTORS,
         resources=(COUNT,),
         warnings=tuple(warnings),
     )
+
+
+def _trigger(_context: Context) -> Trigger:
+    """The count alone asks nothing, and is left alone where nothing else asks."""
+    return Resource(names=frozenset(_NAMES) - {COUNT})
 
 
 DIALECT: Final = Dialect(
@@ -101,4 +107,5 @@ DIALECT: Final = Dialect(
     resources=frozenset(_NAMES),
     container=_container,
     baggage=_baggage,
+    trigger=_trigger,
 )

@@ -17,6 +17,7 @@ from tessera.dialects.hami import COUNT as CARDS
 from tessera.dialects.hami import MEMORY as HAMI_MEMORY
 from tessera.dialects.hami import PERCENT as HAMI_PERCENT
 from tessera.dialects.reader import ContainerReader, PodReader
+from tessera.dialects.trigger import VIRTUAL, Not, Resource, Trigger, all_of, any_of
 from tessera.model.errors import RequestError
 from tessera.model.quantity import MIB
 from tessera.model.request import ContainerRequest, container_request
@@ -62,9 +63,16 @@ def _fraction(container: ContainerReader) -> Reading | None:
     return Reading(request=request, resources=(CARDS,))
 
 
+def _trigger(_context: Context) -> Trigger:
+    """Whole cards are not CCE's; on a virtual node fractions are its vendor's."""
+    own = Resource(names=frozenset({MEMORY, COMPUTE}))
+    return all_of(Not(VIRTUAL), any_of(own, Resource(names=frozenset({CARDS}), amount="fraction")))
+
+
 DIALECT: Final = Dialect(
     name="cce",
     about="Huawei CCE GPU virtualization",
     resources=frozenset({MEMORY, COMPUTE, CARDS}),
     container=_container,
+    trigger=_trigger,
 )

@@ -13,6 +13,7 @@ from typing import TypeVar
 import msgspec
 
 from tessera.dialects.reader import ContainerReader, PodReader
+from tessera.dialects.trigger import Resource, Text, Trigger, any_of
 from tessera.model.config import DialectOptions
 from tessera.model.names import Names
 from tessera.model.request import ContainerRequest
@@ -49,7 +50,8 @@ class Baggage(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         annotations: ours to set, unless the pod has them: wishes translated.
-        selectors: nodeSelector keys that only nodes of the other system carry; taken away with a warning.
+        selectors: keys of labels that only nodes of the other system carry; taken away from nodeSelector and required
+            node affinity, with a warning.
         resources: resource names that ask for nothing and that no node has; taken away from every container, also from
             one that asks for nothing else, since the pod would wait for them for ever.
         warnings: what its author should know.
@@ -76,6 +78,7 @@ class Context:
 ContainerRule = Callable[[ContainerReader, PodReader, Context], Reading | None]
 PodRule = Callable[[PodReader, Context], Mapping[str, Reading]]
 BaggageRule = Callable[[PodReader, Context], Baggage]
+TriggerRule = Callable[[Context], Trigger]
 
 
 def no_baggage(_pod: PodReader, _context: Context) -> Baggage:
@@ -106,11 +109,14 @@ class Dialect:
         annotations: pod annotations that may ask in it.
         annotation_prefixes: beginnings of annotations that may.
         labels: pod labels that may ask in it.
+        switch: the resource whose zero says that the container gets no GPU, whatever amounts stand beside it.
         container: reads one container's resources.
         pod: reads what is asked for the whole pod (annotations, labels); counts only for containers that ask nothing in
             their own resources.
         baggage: what else such a pod carries; asked of every foreign dialect that is on where any of them was spoken,
             since systems build on one another (HAMi's annotations on Volcano's pods, GKE's selectors on anybody's).
+        trigger: which pods ask in it, where its names alone don't say so (``nvidia.com/gpu`` is four dialects'); None is
+            any of the names with an amount.
     """
 
     name: str
@@ -121,10 +127,24 @@ class Dialect:
     annotations: frozenset[str] = field(default=frozenset())
     annotation_prefixes: tuple[str, ...] = ()
     labels: frozenset[str] = field(default=frozenset())
+    switch: str = ""
     container: ContainerRule = no_container
     pod: PodRule = no_pod
     baggage: BaggageRule = no_baggage
+    trigger: TriggerRule | None = None
 
     def owns(self, resource: str) -> bool:
         """Whether a resource name may ask in this dialect."""
         return resource in self.resources or (bool(self.prefixes) and resource.startswith(self.prefixes))
+
+    def triggers(self, context: Context) -> Trigger:
+        """Which pods ask in this dialect, as data; what is generated from it has to reach every pod that is read here."""
+        if self.trigger is not None:
+            return self.trigger(context)
+        parts: list[Trigger] = [Resource(names=self.resources)] if self.resources else []
+        parts += [Resource(prefix=prefix) for prefix in self.prefixes]
+        if self.pod is not no_pod:
+            parts += [Text(where="annotations", names=self.annotations)] if self.annotations else []
+            parts += [Text(where="annotations", prefix=prefix) for prefix in self.annotation_prefixes]
+            parts += [Text(where="labels", names=self.labels)] if self.labels else []
+        return any_of(*parts)

@@ -19,6 +19,7 @@ from tessera.dialects.amounts import text_count
 from tessera.dialects.dialect import Baggage, Context, Dialect, ForeignOptions, Reading
 from tessera.dialects.hami import COUNT
 from tessera.dialects.reader import ContainerReader, PodReader
+from tessera.dialects.trigger import VIRTUAL, Not, Resource, Text, Trigger, all_of
 from tessera.model.errors import RequestError
 from tessera.model.request import container_request, mig_request
 
@@ -92,12 +93,23 @@ def _container(container: ContainerReader, pod: PodReader, context: Context) -> 
 def _baggage(pod: PodReader, context: Context) -> Baggage:
     if PARTITION in pod.selector and not context.option(GkeOptions).partitions:
         return Baggage()  # `nvidia.com/gpu` stays an instance of GKE's, and these keys are what says so
-    keys = tuple(key for key in pod.selector if key.startswith(_PREFIX))
-    model = _NOISE.sub("", pod.selector.get(ACCELERATOR, ""))
+    keys = tuple(sorted(key for key in pod.label_keys if key.startswith(_PREFIX)))
+    models = ",".join(_model(accelerator) for accelerator in pod.choices(ACCELERATOR))
+    return Baggage(annotations={context.names.gpu_models: models} if models else {}, selectors=keys)
+
+
+def _trigger(context: Context) -> Trigger:
+    keys = {STRATEGY, CLIENTS} | ({PARTITION} if context.option(GkeOptions).partitions else set())
+    selects = Text(where="nodeSelector", names=frozenset(keys))
+    return all_of(selects, Resource(names=frozenset({COUNT})), Not(VIRTUAL))
+
+
+def _model(accelerator: str) -> str:
+    """The part of a product's name that GKE's name for a card means."""
+    model = _NOISE.sub("", accelerator)
     while (shorter := _NOISE.sub("", model)) != model:
         model = shorter
-    models = _SHORT.get(model, model.upper())
-    return Baggage(annotations={context.names.gpu_models: models} if models else {}, selectors=keys)
+    return _SHORT.get(model, model.upper())
 
 
 DIALECT: Final = Dialect(
@@ -107,4 +119,5 @@ DIALECT: Final = Dialect(
     resources=frozenset({COUNT}),
     container=_container,
     baggage=_baggage,
+    trigger=_trigger,
 )

@@ -15,6 +15,17 @@ import msgspec
 from tessera.dialects.amounts import memory_in
 from tessera.dialects.dialect import Baggage, Context, Dialect, ForeignOptions, Reading
 from tessera.dialects.reader import ContainerReader, PodReader
+from tessera.dialects.trigger import (
+    TOLERATES_VIRTUAL,
+    VIRTUAL,
+    Not,
+    Resource,
+    Scheduler,
+    Text,
+    Trigger,
+    all_of,
+    any_of,
+)
 from tessera.dialects.wished import Wished
 from tessera.model.errors import RequestError
 from tessera.model.quantity import MIB
@@ -57,8 +68,6 @@ def _container(container: ContainerReader, pod: PodReader, context: Context) -> 
     if not shared and (pod.tolerates_virtual or not container.has(COUNT) or not _spoken(pod)):
         return None
     gpus = container.count(COUNT, fix=f"write whole GPUs; a share is {PERCENT} or {MEMORY}")
-    if gpus is None and COUNT in container.resources:
-        return None  # an explicit 0: HAMi gives no GPU then, whatever stands beside it
     memory = memory_in(container, MEMORY, context.option(HamiOptions).memory_factor * MIB)
     percent = container.percent(PERCENT)
     cores = container.percent(CORES)
@@ -110,12 +119,25 @@ def _baggage(pod: PodReader, context: Context) -> Baggage:
     return msgspec.structs.replace(WISHES.baggage(pod, context), resources=(PRIORITY,))
 
 
+def _trigger(_context: Context) -> Trigger:
+    """A share in HAMi's names, or a plain card in a pod that is HAMi's by another sign (see `_spoken`)."""
+    signs = any_of(
+        Scheduler(_SCHEDULERS),
+        Text(where="annotations", names=_OWN),
+        Resource(names=frozenset({PRIORITY}), amount="any"),
+    )
+    plain = all_of(Resource(names=frozenset({COUNT})), signs, Not(TOLERATES_VIRTUAL))
+    return all_of(Not(VIRTUAL), any_of(Resource(names=frozenset(_SHARES)), plain))
+
+
 DIALECT: Final = Dialect(
     name="hami",
     about="HAMi, 4paradigm vGPU",
     options=HamiOptions,
     resources=frozenset({COUNT, *_SHARES, PRIORITY}),
     annotations=_OWN,
+    switch=COUNT,
     container=_container,
     baggage=_baggage,
+    trigger=_trigger,
 )

@@ -4,6 +4,9 @@ Sources: NVIDIA/KAI-Scheduler docs/gpu-sharing, pkg/common/constants; Run:ai's m
 for the first container unless another (init containers too) is named. KAI refuses what is refused here: a fraction beside
 ``nvidia.com/gpu`` in the pod, both forms, a fraction outside (0, 1). Memory a container may borrow beyond what it asked
 for (``gpu-fraction.limit``; Run:ai's RUNAI_GPU_MEMORY_LIMIT) is somebody else's here: see `KaiOptions`.
+
+The names have no prefix, so other people's annotations may be called the same (``gpu-memory: high``). In a pod that has no
+other sign of KAI or Run:ai, a value that is no quantity asks for nothing.
 """
 
 from __future__ import annotations
@@ -15,8 +18,10 @@ from typing import Final, Literal
 from tessera.dialects.amounts import fraction_percent, memory_of, text_count
 from tessera.dialects.dialect import Baggage, Context, Dialect, ForeignOptions, Reading
 from tessera.dialects.hami import COUNT as CARDS
+from tessera.dialects.nvfractions import SPEAKS
 from tessera.dialects.nvfractions import speaks as speaks_nvfractions
-from tessera.dialects.reader import ContainerReader, PodReader
+from tessera.dialects.reader import ContainerReader, PodReader, is_quantity
+from tessera.dialects.trigger import Not, Scheduler, Text, Trigger, Variable, all_of, any_of
 from tessera.model.errors import RequestError
 from tessera.model.quantity import MIB
 from tessera.model.request import ContainerRequest, container_request
@@ -29,6 +34,9 @@ PERCENT: Final = "gpu-sm-percentage"
 _LIMITS: Final = ("gpu-fraction.limit", "gpu-memory.limit")
 RUNAI_LIMIT: Final = "RUNAI_GPU_MEMORY_LIMIT"
 _RUNAI: Final = "runai-scheduler"
+_SCHEDULERS: Final = ("kai-scheduler", _RUNAI)
+_SIGNS: Final = ("kai.scheduler/", "runai/", "runai-", "run.ai/", "project.run.ai/", COUNT, CONTAINER)
+"""Beginnings of labels and annotations that only these systems' pods carry."""
 
 
 class KaiOptions(ForeignOptions, frozen=True, kw_only=True):
@@ -55,7 +63,7 @@ def read(pod: PodReader, *, reserve_limit: bool) -> Mapping[str, Reading]:
         pod: with at least one of the two amounts.
         reserve_limit: reserve the limit where one is there.
     """
-    fraction, memory = pod.annotations.get(FRACTION), pod.annotations.get(MEMORY)
+    fraction, memory = _meant(pod, FRACTION), _meant(pod, MEMORY)
     if (fraction is None and memory is None) or speaks_nvfractions(pod):
         return {}
     container = pod.container(pod.annotations.get(CONTAINER) or None, by=f"annotation {CONTAINER}")
@@ -74,6 +82,22 @@ def read(pod: PodReader, *, reserve_limit: bool) -> Mapping[str, Reading]:
             )
     request = _request(pod, container, fraction, memory, reserve_limit=reserve_limit)
     return {} if request is None else {container.name: Reading(request=request)}
+
+
+def _meant(pod: PodReader, name: str) -> str | None:
+    """An annotation's value, unless it is somebody else's annotation of that name."""
+    text = pod.annotations.get(name)
+    if text is None or is_quantity(text.strip()) or _is_ours(pod):
+        return text
+    return None
+
+
+def _is_ours(pod: PodReader) -> bool:
+    return (
+        pod.scheduler in _SCHEDULERS
+        or any(name.startswith(_SIGNS) for texts in (pod.labels, pod.annotations) for name in texts)
+        or is_runai(pod)
+    )
 
 
 def _request(
@@ -142,10 +166,20 @@ def _pod(pod: PodReader, context: Context) -> Mapping[str, Reading]:
 
 
 def _baggage(pod: PodReader, context: Context) -> Baggage:
-    if FRACTION not in pod.annotations and MEMORY not in pod.annotations:
+    if _meant(pod, FRACTION) is None and _meant(pod, MEMORY) is None:
         return Baggage()
     silent = is_runai(pod) or context.option(KaiOptions).reserve == "limit"
     return Baggage(selectors=("run.ai/fake.gpu",), warnings=() if silent else burst_warning(pod))
+
+
+RUNAI: Final = any_of(Scheduler(frozenset({_RUNAI})), Variable(RUNAI_LIMIT))
+"""`is_runai`, as data."""
+ASKS: Final = all_of(Text(where="annotations", names=frozenset({FRACTION, MEMORY})), Not(SPEAKS))
+"""The pod has an amount, and NvFractions don't overrule it."""
+
+
+def _trigger(_context: Context) -> Trigger:
+    return all_of(ASKS, Not(RUNAI))
 
 
 DIALECT: Final = Dialect(
@@ -155,4 +189,5 @@ DIALECT: Final = Dialect(
     annotations=frozenset({FRACTION, MEMORY}),
     pod=_pod,
     baggage=_baggage,
+    trigger=_trigger,
 )

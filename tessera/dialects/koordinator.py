@@ -13,6 +13,7 @@ from typing import Final
 from tessera.dialects.amounts import cards_or_share, percent_of_one, share
 from tessera.dialects.dialect import Baggage, Context, Dialect, Reading
 from tessera.dialects.reader import ContainerReader, PodReader
+from tessera.dialects.trigger import Resource, Trigger
 from tessera.model.errors import RequestError
 from tessera.model.request import ContainerRequest, container_request
 
@@ -106,8 +107,12 @@ def _one_of(container: ContainerReader, names: tuple[str, ...]) -> int | None:
 
 
 def _baggage(pod: PodReader, context: Context) -> Baggage:
-    model = pod.selector.get(_MODEL, "").strip()
-    return Baggage(annotations={context.names.gpu_models: model} if model else {}, selectors=(_MODEL,))
+    models = ",".join(pod.choices(_MODEL))
+    return Baggage(annotations={context.names.gpu_models: models} if models else {}, selectors=(_MODEL,))
+
+
+def _trigger(_context: Context) -> Trigger:
+    return Resource(names=frozenset(_ALL), without=_OTHERS)
 
 
 DIALECT: Final = Dialect(
@@ -116,4 +121,5 @@ DIALECT: Final = Dialect(
     resources=frozenset(_ALL),
     container=_container,
     baggage=_baggage,
+    trigger=_trigger,
 )

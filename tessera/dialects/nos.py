@@ -12,6 +12,7 @@ from typing import Final, Literal
 
 from tessera.dialects.dialect import Baggage, Context, Dialect, ForeignOptions, Reading
 from tessera.dialects.reader import ContainerReader, PodReader
+from tessera.dialects.trigger import Resource, Trigger
 from tessera.model.errors import RequestError
 from tessera.model.quantity import GIB
 from tessera.model.request import container_request
@@ -57,6 +58,10 @@ def _baggage(pod: PodReader, _context: Context) -> Baggage:
     return Baggage()
 
 
+def _trigger(_context: Context) -> Trigger:
+    return Resource(prefix=PREFIX, pattern=_NAME.pattern)
+
+
 DIALECT: Final = Dialect(
     name="nos",
     about="nos (Nebuly) MPS slices",
@@ -64,4 +69,5 @@ DIALECT: Final = Dialect(
     prefixes=(PREFIX,),
     container=_container,
     baggage=_baggage,
+    trigger=_trigger,
 )

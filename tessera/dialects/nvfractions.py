@@ -15,6 +15,7 @@ from typing import Final, Literal
 from tessera.dialects.amounts import text_count
 from tessera.dialects.dialect import Baggage, Context, Dialect, ForeignOptions, Reading
 from tessera.dialects.reader import PodReader, as_bytes
+from tessera.dialects.trigger import Text, Trigger, any_of
 from tessera.model.errors import RequestError
 from tessera.model.quantity import MIB
 from tessera.model.request import container_request
@@ -25,6 +26,8 @@ _AMOUNT: Final = re.compile(
     r"nvidia\.com/(?:container\.(?P<new>[^/]+)\.gpu-memory|gpu-memory\.container\.(?P<old>[^/]+))\.(?P<bound>request|limit)"
 )
 _WRITTEN: Final = re.compile(r"nvidia\.com/container\.([^/]+)\.(?:gpus\.devices|gpu-compute\.portion)")
+SPEAKS: Final = any_of(*(Text(where="annotations", prefix=prefix, pattern=_AMOUNT.pattern) for prefix in _PREFIXES))
+"""The pod has an amount in this dialect; beside it the classic annotations don't count (see `speaks`)."""
 _MODE: Final = re.compile(r"nvidia\.com/container\.[^/]+\.gpu-compute\.mode")
 
 
@@ -105,6 +108,11 @@ def _baggage(pod: PodReader, _context: Context) -> Baggage:
     )
 
 
+def _trigger(_context: Context) -> Trigger:
+    """Amounts, and what only the scheduler may write (refused); a mode alone asks nothing."""
+    return any_of(SPEAKS, Text(where="annotations", prefix=_PREFIXES[0], pattern=_WRITTEN.pattern))
+
+
 DIALECT: Final = Dialect(
     name="nvfractions",
     about="KAI NvFractions",
@@ -112,4 +120,5 @@ DIALECT: Final = Dialect(
     annotation_prefixes=_PREFIXES,
     pod=_pod,
     baggage=_baggage,
+    trigger=_trigger,
 )

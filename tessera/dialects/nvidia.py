@@ -14,6 +14,7 @@ import msgspec
 
 from tessera.dialects.dialect import Baggage, Context, Dialect, ForeignOptions, Reading
 from tessera.dialects.reader import ContainerReader, PodReader
+from tessera.dialects.trigger import TOLERATES_VIRTUAL, VIRTUAL, Not, Resource, Text, Trigger, all_of, any_of
 from tessera.model.errors import RequestError
 from tessera.model.request import ContainerRequest, container_request, mig_request
 
@@ -21,6 +22,7 @@ COUNT: Final = "nvidia.com/gpu"
 SHARED: Final = "nvidia.com/gpu.shared"
 PRODUCT: Final = "nvidia.com/gpu.product"
 MIG: Final = "nvidia.com/mig-"
+_GKE: Final = "cloud.google.com/gke-gpu-"
 _SHARED: Final = "-SHARED"
 """What GPU feature discovery adds to the product where a card is time-sliced; no node of ours has it."""
 _MIG: Final = re.compile(r"nvidia\.com/mig-([1-7]g\.[0-9]{1,3}gb(?:\.[a-z0-9.]{1,16})?)", re.ASCII)
@@ -45,11 +47,7 @@ def is_replica(pod: PodReader) -> bool:
     """Whether ``nvidia.com/gpu`` in this pod is a replica of a shared card or a MIG instance rather than a card."""
     selector = pod.selector
     product = selector.get(PRODUCT, "")
-    return (
-        product.endswith(_SHARED)
-        or "-MIG-" in product
-        or any(key.startswith("cloud.google.com/gke-gpu-") for key in selector)
-    )
+    return product.endswith(_SHARED) or "-MIG-" in product or any(key.startswith(_GKE) for key in selector)
 
 
 def _container(container: ContainerReader, pod: PodReader, context: Context) -> Reading | None:
@@ -117,6 +115,26 @@ def _baggage(pod: PodReader, context: Context) -> Baggage:
     return Baggage(annotations={context.names.gpu_models: product.removesuffix(_SHARED)}, selectors=(PRODUCT,))
 
 
+def _trigger(context: Context) -> Trigger:
+    """What the options make ours; nothing where NVIDIA's plugin keeps everything."""
+    options = context.option(NvidiaOptions)
+    cards = Resource(names=frozenset({COUNT}))
+    shared = Text(where="nodeSelector", names=frozenset({PRODUCT}), value=f".*{_SHARED}")
+    replica = any_of(
+        shared,
+        Text(where="nodeSelector", names=frozenset({PRODUCT}), value=".*-MIG-.*"),
+        Text(where="nodeSelector", prefix=_GKE),
+    )
+    parts: list[Trigger] = []
+    if options.whole:
+        parts.append(all_of(cards, Not(TOLERATES_VIRTUAL), Not(replica)))
+    if options.shared_percent:
+        parts += [Resource(names=frozenset({SHARED})), all_of(cards, shared)]
+    if options.mig:
+        parts.append(Resource(prefix=MIG, pattern=_MIG.pattern))
+    return all_of(Not(VIRTUAL), any_of(*parts))
+
+
 DIALECT: Final = Dialect(
     name="nvidia",
     about="NVIDIA's device plugin",
@@ -125,4 +143,5 @@ DIALECT: Final = Dialect(
     prefixes=(MIG,),
     container=_container,
     baggage=_baggage,
+    trigger=_trigger,
 )

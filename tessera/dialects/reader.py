@@ -12,13 +12,15 @@ from functools import lru_cache
 from typing import Final
 
 from tessera.model.errors import QuantityError, RequestError
-from tessera.model.pod import Manifest, ManifestContainer, Role, role
+from tessera.model.pod import Manifest, ManifestContainer, NodeSelectorTerm, Role, role
 from tessera.model.quantity import Raw, parse
 
+DEMANDING: Final = ("In", "Exists", "Gt", "Lt")
+"""Operators that a node without the label never satisfies."""
 _LONGEST: Final = 80
-_VIRTUAL_LABELS: Final = ("alibabacloud.com/eci", "alibabacloud.com/acs")
-_CLASS: Final = "alibabacloud.com/compute-class"
-_VIRTUAL_TAINT: Final = "virtual-kubelet.io/provider"
+VIRTUAL_LABELS: Final = ("alibabacloud.com/eci", "alibabacloud.com/acs")
+COMPUTE_CLASS: Final = "alibabacloud.com/compute-class"
+VIRTUAL_TAINT: Final = "virtual-kubelet.io/provider"
 
 
 class ContainerReader:
@@ -107,6 +109,33 @@ class PodReader:
         return self.pod.spec.node_selector or {}
 
     @property
+    def terms(self) -> tuple[NodeSelectorTerm, ...]:
+        """The terms of the pod's required node affinity, any of which has to fit."""
+        return self.pod.spec.required_terms
+
+    @property
+    def label_keys(self) -> set[str]:
+        """Keys of labels that nodes have to carry for the pod to go there, at least in one of its terms."""
+        return set(self.pod.spec.node_selector or ()) | {
+            each.key for term in self.terms for each in term.match_expressions or () if each.operator in DEMANDING
+        }
+
+    def choices(self, key: str) -> tuple[str, ...]:
+        """The values of a node label that the pod allows; none where it does not speak of it."""
+        chosen = (self.pod.spec.node_selector or {}).get(key)
+        if chosen is not None:
+            return (chosen,)
+        found = [
+            each.values or ()
+            for term in self.terms
+            for each in term.match_expressions or ()
+            if each.key == key and each.operator == "In"
+        ]
+        return (
+            tuple(dict.fromkeys(value for values in found for value in values)) if len(found) == len(self.terms) else ()
+        )
+
+    @property
     def scheduler(self) -> str:
         """The scheduler that the pod names, or ""."""
         return self.pod.spec.scheduler_name
@@ -114,18 +143,18 @@ class PodReader:
     @property
     def tolerates_virtual(self) -> bool:
         """Whether the pod may go to a virtual node, where a vendor's ``nvidia.com/gpu`` is the only request understood."""
-        return any(toleration.key == _VIRTUAL_TAINT for toleration in self.pod.spec.tolerations or ())
+        return any(toleration.key == VIRTUAL_TAINT for toleration in self.pod.spec.tolerations or ())
 
     @property
     def virtual(self) -> str:
         """What sends the pod to a virtual node and nowhere else, or ""."""
         labels = self.labels
         if labels:
-            for label in _VIRTUAL_LABELS:
+            for label in VIRTUAL_LABELS:
                 if labels.get(label) == "true":
                     return f"label {label}"
-            if _CLASS in labels:
-                return f"label {_CLASS}"
+            if COMPUTE_CLASS in labels:
+                return f"label {COMPUTE_CLASS}"
         return "nodeSelector type=virtual-kubelet" if self.selector.get("type") == "virtual-kubelet" else ""
 
     def container(self, name: str | None, *, by: str) -> ContainerReader:
@@ -178,6 +207,15 @@ def read_amount(raw: Raw, name: str, *, container: str) -> Fraction | None:
     if found.numerator < 0:
         raise RequestError(f"{name}: {raw} is negative", container=container, fix="write a positive amount")
     return found or None
+
+
+def is_quantity(text: str) -> bool:
+    """Whether a text can be read as an amount at all."""
+    try:
+        _parsed(text)
+    except QuantityError:
+        return False
+    return True
 
 
 @lru_cache(maxsize=1024, typed=True)

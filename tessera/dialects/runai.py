@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from tessera.dialects.dialect import Baggage, Context, Dialect, Reading
-from tessera.dialects.kai import FRACTION, MEMORY, KaiOptions, burst_warning, is_runai, read
+from tessera.dialects.kai import ASKS, FRACTION, MEMORY, RUNAI, KaiOptions, burst_warning, is_runai, read
 from tessera.dialects.reader import PodReader
+from tessera.dialects.trigger import Trigger, all_of
 
 
 def _pod(pod: PodReader, context: Context) -> Mapping[str, Reading]:
@@ -28,6 +29,10 @@ def _baggage(pod: PodReader, context: Context) -> Baggage:
     )
 
 
+def _trigger(_context: Context) -> Trigger:
+    return all_of(ASKS, RUNAI)
+
+
 DIALECT: Final = Dialect(
     name="runai",
     about="Run:ai fractions",
@@ -35,4 +40,5 @@ DIALECT: Final = Dialect(
     annotations=frozenset({FRACTION, MEMORY}),
     pod=_pod,
     baggage=_baggage,
+    trigger=_trigger,
 )
