@@ -1,0 +1,138 @@
+"""`tessera doctor`: what is wrong with an installation, why it matters, and how to mend it. Looks, and changes nothing."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from typing import Final
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from tessera.cli.examining import Where, examine
+from tessera.cli.looking import TIMEOUT, Looker
+from tessera.cli.terminal import Progress, add_common, client, console, text, write_json
+from tessera.dialects.registry import OPTIONS
+from tessera.doctor.check import examine as judge
+from tessera.doctor.checks import CHECKS
+from tessera.doctor.finding import COULD_NOT_LOOK, Examination, Finding, Outcome, counted
+from tessera.kube.clock import SystemClock
+from tessera.model.config import Config, parse
+from tessera.model.errors import TesseraError
+
+_MARKS: Final = {"error": ("ERROR", "bold red"), "warning": ("WARN", "yellow"), "blind": ("?", "magenta"),
+                 "ok": ("ok", "green")}  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `tessera doctor`."""
+    parser.epilog = (
+        "Exit code: 0 no finding, 1 warnings, 2 errors, 3 could not look. Nothing is changed; one pod is created as a dry "
+        "run, which the API server answers and does not store."
+    )
+    add_common(parser)
+    parser.add_argument("--config", metavar="FILE", help="Tessera's config file (default: the installed ConfigMap's)")
+    parser.add_argument("--namespace", "-n", default="tessera-system", help="of the installation (default %(default)s)")
+    parser.add_argument(
+        "--certificate-secret", default="tessera-webhook-certificate", metavar="NAME",
+        help="what the webhook serves by (default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--probe-namespace", default="default", help="of the dry run (default %(default)s)")
+    parser.add_argument("--no-probe", action="store_true", help="create nothing, not even as a dry run")
+    parser.add_argument("--strict", action="store_true", help="exit with 3, too, where a check could not look")
+    parser.add_argument("--timeout", type=float, default=TIMEOUT, metavar="SECONDS", help="for one page of a list")
+    parser.add_argument("--list", action="store_true", help="tell the checks, look at nothing")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Examine the cluster; the exit code says the worst of it."""
+    if arguments.list:
+        for check in CHECKS:
+            sys.stdout.write(f"{check.id:<20} {check.title}\n")
+        return 0
+    try:
+        found = asyncio.run(_examine(arguments))
+    except TesseraError as error:
+        sys.stderr.write(f"tessera doctor: could not look: {text(str(error))}\n")
+        return COULD_NOT_LOOK
+    if arguments.output == "json":
+        write_json(found)
+    else:
+        show(found, console(arguments), wide=arguments.output == "wide")
+    return found.code(strict=arguments.strict)
+
+
+async def _examine(arguments: argparse.Namespace) -> Examination:
+    clock = SystemClock()
+    where = Where(
+        namespace=arguments.namespace,
+        secret=arguments.certificate_secret,
+        config=_config(arguments.config) if arguments.config else None,
+        probe=None if arguments.no_probe else arguments.probe_namespace,
+    )
+    with Progress() as progress:
+        async with client(arguments.kubeconfig, clock) as api:
+            looker = Looker(api, tell=progress, timeout=float(arguments.timeout))
+            evidence = await examine(api, where, looker=looker, clock=clock)
+    return judge(CHECKS, evidence)
+
+
+def _config(path: str) -> Config:
+    with open(path, encoding="utf-8") as file:
+        return parse(file.read(), dialects=OPTIONS)
+
+
+def show(found: Examination, out: Console, *, wide: bool = False) -> None:
+    """Print findings, worst first; then what could not be looked at, and what is well."""
+    order = ("error", "warning")
+    for result in order:
+        for outcome in found.checks:
+            for finding in outcome.findings:
+                if finding.severity == result:
+                    _finding(outcome, finding, out, wide=wide)
+            if outcome.more and outcome.result == result:
+                out.print(text(f"      and {outcome.more} more of {outcome.check}; -o json has its count", "dim"))
+    blind = [each for each in found.checks if each.result == "blind"]
+    _lines("Could not look", [(each.check, each.problem) for each in blind], "blind", out)
+    notes = [(each.check, note) for each in found.checks for note in each.notes]
+    if wide:
+        _lines("Notes", notes, "ok", out)
+        _lines("Looked at", [(each.check, each.looked) for each in found.checks if each.result != "blind"], "ok", out)
+    fine = sum(each.result == "ok" for each in found.checks)
+    out.print(
+        Text(f"{counted(found.errors, 'error')}, {counted(found.warnings, 'warning')}; ")
+        + Text(f"{counted(fine, 'check')} found nothing, {found.blind} could not look")
+        + Text("" if wide or not (notes or found.errors + found.warnings) else "  (-o wide tells why it matters, and more)",
+               style="dim")
+    )  # fmt: skip
+
+
+def _finding(outcome: Outcome, finding: Finding, out: Console, *, wide: bool) -> None:
+    mark, style = _MARKS[finding.severity.value]
+    out.print(Text.assemble((f"{mark:<6}", style), (outcome.check, "bold"), "  ", text(finding.object)))
+    rows = [("", finding.seen), ("mend", finding.mend)]
+    if wide:
+        rows.insert(1, ("why", finding.why))
+    table = Table.grid(padding=(0, 1, 0, 0))
+    table.add_column(width=4, style="dim")
+    table.add_column(overflow="fold")
+    for name, said in rows:
+        table.add_row(name, text(said))
+    out.print(Padding(table, (0, 0, 0, 1)))
+    if wide:
+        out.print()
+
+
+def _lines(title: str, rows: list[tuple[str, str]], kind: str, out: Console) -> None:
+    if not rows:
+        return
+    out.print(Text(title, style="bold"))
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, said in rows:
+        table.add_row(Text(f"{_MARKS[kind][0]:<6}", style=_MARKS[kind][1]) + Text(name), text(said))
+    out.print(table)

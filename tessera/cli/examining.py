@@ -1,0 +1,196 @@
+"""Everything that doctor needs of a cluster, read at once: lists, the webhook's certificate, and one dry run."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+import msgspec
+
+from tessera.cli.looking import Looker, problem
+from tessera.dialects.registry import OPTIONS
+from tessera.doctor import objects
+from tessera.doctor.evidence import Evidence, Look, Probe, Settings
+from tessera.doctor.settings import settings
+from tessera.doctor.webhooks import PROBE_MEMORY, services
+from tessera.kube import resources
+from tessera.kube.client import ApiClient
+from tessera.kube.clock import Clock
+from tessera.kube.errors import ApiError, ForbiddenError, KubeError
+from tessera.model.config import Config
+from tessera.model.names import Names
+from tessera.report.plaintext import plain
+
+_WEBHOOK: Final = re.compile(r'webhook "([^"]{1,253})"')
+_GENERATOR: Final = "tessera.deploy.policies"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Where:
+    """What to look at.
+
+    Attributes:
+        namespace: where Tessera is installed.
+        secret: name of the Secret that the webhook serves by.
+        config: the config, where it was given; None takes the cluster's.
+        probe: namespace of the dry run; None makes none.
+    """
+
+    namespace: str
+    secret: str
+    config: Config | None = None
+    probe: str | None = None
+
+
+async def examine(client: ApiClient, where: Where, *, looker: Looker, clock: Clock) -> Evidence:
+    """Read it all.
+
+    Raises:
+        KubeError: the API server can't be reached, or doesn't know us.
+    """
+    version = await _version(client)
+    maps = await _config_maps(looker, where.namespace)
+    given = where.config
+    found = Settings(given, "--config") if given else settings(maps.value or (), where.namespace, dialects=OPTIONS)
+    async with asyncio.TaskGroup() as group:
+        nodes = group.create_task(looker.all(resources.NODES, objects.LookedNode))
+        pods = group.create_task(looker.all(resources.PODS, objects.LookedPod))
+        namespaces = group.create_task(looker.all(resources.NAMESPACES, objects.Namespace))
+        mutating = group.create_task(looker.all(resources.MUTATING_WEBHOOKS, objects.WebhookConfiguration))
+        validating = group.create_task(looker.all(resources.VALIDATING_WEBHOOKS, objects.WebhookConfiguration))
+        policies = group.create_task(looker.all(resources.ADMISSION_POLICIES, objects.Policy))
+        bindings = group.create_task(looker.all(resources.ADMISSION_POLICY_BINDINGS, objects.Policy))
+        classes = group.create_task(looker.all(resources.RUNTIME_CLASSES, objects.RuntimeClass))
+        quotas = group.create_task(looker.all(resources.RESOURCE_QUOTAS, objects.ResourceQuota))
+        probe = group.create_task(_probe(client, where.probe, found.names))
+    evidence = Evidence(
+        now=clock.wall(),
+        settings=found,
+        namespace=where.namespace,
+        version=version,
+        nodes=nodes.result(),
+        pods=pods.result(),
+        namespaces=namespaces.result(),
+        mutating=mutating.result(),
+        validating=validating.result(),
+        policies=policies.result(),
+        bindings=bindings.result(),
+        expected_policies=expected(found.config),
+        config_maps=maps,
+        runtime_classes=classes.result(),
+        quotas=quotas.result(),
+        probe=probe.result(),
+        unreadable=looker.unreadable,
+    )
+    return await _with_services(evidence, where, looker)
+
+
+async def _version(client: ApiClient) -> Look[objects.Version]:
+    """The first question: where it has no answer, nothing else will have one."""
+    try:
+        return Look(msgspec.json.decode(await client.read("/version"), type=objects.Version))
+    except ForbiddenError as error:
+        return Look(problem=problem(error, "/version"))
+    except msgspec.MsgspecError as error:
+        return Look(problem=f"/version: {error}")
+
+
+async def _config_maps(looker: Looker, namespace: str) -> Look[tuple[objects.ConfigMap, ...]]:
+    places = tuple(dict.fromkeys((namespace, "kube-system")))
+    looks = await asyncio.gather(
+        *(looker.all(resources.CONFIGMAPS, objects.ConfigMap, namespace=each) for each in places)
+    )
+    read = tuple(each for look in looks for each in look.value or ())
+    if all(look.value is None for look in looks):
+        return Look(problem=looks[0].problem)
+    return Look(read)
+
+
+async def _with_services(evidence: Evidence, where: Where, looker: Looker) -> Evidence:
+    """Add what depends on the Services that the webhooks are called by."""
+    called = services(evidence)
+    spaces = tuple(dict.fromkeys(namespace for namespace, _ in called)) or (where.namespace,)
+    secrets = await asyncio.gather(
+        *(looker.one(resources.SECRETS, objects.Secret, where.secret, namespace=each) for each in spaces)
+    )
+    kept = {f"{each}/{where.secret}": look.value for each, look in zip(spaces, secrets, strict=True) if look.value}
+    slices = await asyncio.gather(
+        *(
+            looker.all(
+                resources.ENDPOINT_SLICES, objects.EndpointSlice, namespace=namespace,
+                labels=f"kubernetes.io/service-name={name}",
+            )
+            for namespace, name in called
+        )
+    )  # fmt: skip
+    trouble = next((look.problem for look in slices if look.value is None), "")
+    ends = {f"{space}/{name}": look.value or () for (space, name), look in zip(called, slices, strict=True)}
+    return replace(
+        evidence,
+        certificates=Look(kept) if kept else Look(problem=secrets[0].problem),
+        endpoints=Look(problem=trouble) if trouble else Look(ends),
+    )
+
+
+async def _probe(client: ApiClient, namespace: str | None, names: Names) -> Look[Probe]:
+    """Ask the API server what it would make of a pod that asks for the smallest slice; nothing is stored."""
+    if namespace is None:
+        return Look(problem="no dry run was made (--no-probe)")
+    what = f"a dry run of a pod in {namespace}"
+    try:
+        body = await client.create(resources.PODS, _pod(names), namespace=namespace, dry_run=True)
+        return Look(Probe("made", msgspec.json.decode(body, type=objects.LookedPod)))
+    except ApiError as error:
+        return _refusal(error, what, names.domain)
+    except (KubeError, msgspec.MsgspecError, ValueError) as error:
+        return Look(problem=problem(error, what))
+
+
+def _refusal(error: ApiError, what: str, domain: str) -> Look[Probe]:
+    said = plain(error.detail, longest=500)
+    if isinstance(error, ForbiddenError) and error.detail.startswith("pods is forbidden: User "):
+        return Look(problem=problem(error, what))
+    named = _WEBHOOK.search(error.detail)
+    mine = named is not None and named[1].endswith(f".{domain}")
+    if mine and "failed calling webhook" in error.detail:
+        return Look(Probe("uncalled", said=said))
+    if mine and "denied the request" in error.detail:
+        return Look(Probe("denied", said=said))
+    if not error.status:
+        return Look(problem=problem(error, what))
+    return Look(Probe("refused", said=said))
+
+
+def _pod(names: Names) -> bytes:
+    """A pod that passes the strictest Pod Security level, and whose image nobody will ever pull."""
+    limits = {"cpu": "1m", "memory": "1Mi", names.gpu_memory: str(PROBE_MEMORY)}
+    secure = {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "runAsNonRoot": True,
+        "runAsUser": 65534,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    container = {"name": "main", "image": "tessera.invalid/doctor", "resources": {"limits": limits},
+                 "securityContext": secure}  # fmt: skip
+    return msgspec.json.encode(
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"generateName": "tessera-doctor-"},
+            "spec": {"containers": [container], "restartPolicy": "Never", "automountServiceAccountToken": False},
+        }
+    )
+
+
+def expected(config: Config) -> Look[tuple[dict[str, object], ...]]:
+    """The policies that this version generates by a config."""
+    try:
+        generate: Callable[[Config], object] = importlib.import_module(_GENERATOR).policies
+    except (ModuleNotFoundError, AttributeError):
+        return Look(problem="this version has no generator of policies")
+    return Look(tuple(msgspec.convert(msgspec.to_builtins(generate(config)), list[dict[str, object]])))
