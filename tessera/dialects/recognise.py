@@ -7,7 +7,7 @@ nodes, since NVIDIA's plugin does not serve those: in the same container it has 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import msgspec
@@ -41,7 +41,7 @@ class Recognition(msgspec.Struct, frozen=True, kw_only=True):
         containers: all of the pod's, as they were read.
         resources: by container name, resource names that said so.
         annotations: of ours, that translate wishes of other systems.
-        selectors: nodeSelector keys of other systems.
+        selectors: keys of other systems in nodeSelector and required node affinity.
         foreign: another system's dialect was spoken: what ties the pod to that system no longer holds.
         warnings: for the pod's author, each at most 120 characters.
     """
@@ -119,12 +119,36 @@ class Dialects:
         return Recognition(
             request=request,
             containers=reader.containers,
-            resources=self._taken(reader, said, spoken, baggage.resources),
+            resources=self._taken(reader, said, owners, baggage.resources),
             annotations=baggage.annotations,
             selectors=baggage.selectors,
             foreign=converted,
             warnings=tuple(dict.fromkeys((*(w for each in readings for w in each.warnings), *baggage.warnings))),
         )
+
+    def idle(self, pod: Manifest) -> dict[str, tuple[str, ...]]:
+        """Names in the resources of a pod that asks for no GPU, by container, that a number of zero makes meaningless.
+
+        No node has them, so the pod would wait for ever for what it doesn't want.
+        """
+        if _MIRROR in (pod.metadata.annotations or {}):
+            return {}
+        reader = PodReader(pod)
+        found = {
+            container.name: self._switched_off(container, self._owners(container)) for container in reader.containers
+        }
+        return {name: tuple(sorted(names)) for name, names in found.items() if names}
+
+    @staticmethod
+    def _switched_off(container: ContainerReader, owners: Iterable[Dialect]) -> set[str]:
+        """Names that mean nothing because their dialect's number of GPUs is zero; none where nothing stands beside it."""
+        names: set[str] = set()
+        for dialect in owners:
+            if is_off(dialect, container):
+                owned = {name for name in container.resources if dialect.owns(name)}
+                if any(container.amount(name) is not None for name in owned):
+                    names |= owned
+        return names
 
     def _owners(self, container: ContainerReader) -> list[Dialect]:
         """The dialects that own a name in the container's resources, in the table's order."""
@@ -166,8 +190,10 @@ class Dialects:
             read: set[str] = set()
             for dialect in owners[container.name]:
                 # A name that one dialect has read as its own (nvidia.com/gpu) is not read again by the next.
-                if (virtual and dialect.name in _OF_NVIDIA) or not any(
-                    dialect.owns(name) and name not in read for name in container.resources
+                if (
+                    (virtual and dialect.name in _OF_NVIDIA)
+                    or not any(dialect.owns(name) and name not in read for name in container.resources)
+                    or is_off(dialect, container)
                 ):
                     continue
                 reading = dialect.container(container, reader, self._contexts[dialect.name])
@@ -210,6 +236,7 @@ class Dialects:
         selectors: dict[str, None] = {}
         resources: list[str] = []
         warnings: list[str] = []
+        keys = reader.label_keys
         for dialect in self._carriers:
             context = self._contexts[dialect.name]
             found = dialect.baggage(reader, context)
@@ -217,7 +244,7 @@ class Dialects:
             warnings += found.warnings
             resources += found.resources
             if context.option(ForeignOptions).drop_node_selectors:
-                selectors.update(dict.fromkeys(key for key in found.selectors if key in reader.selector))
+                selectors.update(dict.fromkeys(key for key in found.selectors if key in keys))
         return Baggage(
             annotations=annotations,
             selectors=tuple(selectors),
@@ -226,14 +253,16 @@ class Dialects:
         )
 
     def _taken(
-        self, reader: PodReader, said: Said, spoken: set[str], carried: tuple[str, ...]
+        self, reader: PodReader, said: Said, owners: Mapping[str, list[Dialect]], carried: tuple[str, ...]
     ) -> dict[str, tuple[str, ...]]:
         """Names to take away: those read, our own, those that are only carried, and what was left unread at zero."""
         taken = {}
         always = self._own.union(carried) if carried else self._own
+        spoken = {dialect for found in said.values() for dialect, _ in found}
         dialects = [dialect for dialect in self._by_speech if dialect.name in spoken]
         for container in reader.containers:
             names = {name for _, reading in said.get(container.name, ()) for name in reading.resources}
+            names |= self._switched_off(container, owners[container.name])
             for name in container.resources:
                 if name in always or (any(d.owns(name) for d in dialects) and container.amount(name) is None):
                     names.add(name)
@@ -254,6 +283,11 @@ def _refuse_virtual(said: Said, virtual: str) -> None:
                 container=container,
                 fix=f"ask for whole cards ({nvidia.COUNT}), or remove the label",
             )
+
+
+def is_off(dialect: Dialect, container: ContainerReader) -> bool:
+    """Whether a container says in a dialect that it gets no GPU: its number of GPUs is there, and zero."""
+    return dialect.switch in container.resources and container.amount(dialect.switch) is None
 
 
 def _agree(said: list[tuple[str, Reading]], dialect: str, reading: Reading, container: str) -> None:

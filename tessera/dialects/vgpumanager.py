@@ -67,6 +67,7 @@ DIALECT: Final = Dialect(
     about="vgpu-manager",
     options=VgpuManagerOptions,
     resources=frozenset(_NAMES),
+    switch=COUNT,
     container=_container,
     baggage=_baggage,
 )

@@ -68,6 +68,7 @@ DIALECT: Final = Dialect(
     about="Volcano vGPU",
     options=VolcanoOptions,
     resources=frozenset(_NAMES),
+    switch=COUNT,
     container=_container,
     baggage=_baggage,
 )

@@ -192,6 +192,12 @@ class ManifestSpec(PodSpec, frozen=True, kw_only=True):
     host_ipc: bool | None = msgspec.field(name="hostIPC", default=None)
     priority_class_name: str | None = None
 
+    @property
+    def required_terms(self) -> tuple[NodeSelectorTerm, ...]:
+        """The terms of the required node affinity, any of which has to fit; none where there is no such affinity."""
+        node = self.affinity.node_affinity if self.affinity is not None else None
+        return (node.required.node_selector_terms or ()) if node is not None and node.required is not None else ()
+
 
 class Manifest(Pod, frozen=True, kw_only=True):
     """What admission and the dialects read of a pod that is being created (env, volumes, affinity too)."""

@@ -202,7 +202,11 @@ def assert_selectors(case, pod, after):
 
 def warnings_of(outcome):
     """Those of the dialects; what admission says of schedulers and selectors has tests of its own."""
-    return [w for w in outcome.warnings if not w.startswith(("schedulerName ", "nodeSelector ", "spec.nodeName "))]
+    return [
+        w
+        for w in outcome.warnings
+        if not w.startswith(("schedulerName ", "nodeSelector ", "node affinity ", "spec.nodeName "))
+    ]
 
 
 def turn(value):

@@ -134,8 +134,8 @@ def understood(admit, pod):
 
 
 def speaks_at_zero(name):
-    """Names whose 0 says something in HAMi: no GPU rather than one, and the highest priority."""
-    return name in {"nvidia.com/gpu", "nvidia.com/priority"}
+    """Names whose 0 says something: no GPU rather than one, and in HAMi the highest priority."""
+    return name in {"nvidia.com/gpu", "nvidia.com/priority", "volcano.sh/vgpu-number", "nvidia.com/vgpu-number"}
 
 
 def shuffled(value, random):

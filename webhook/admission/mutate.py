@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from tessera.dialects.reader import ContainerReader
+from tessera.dialects.reader import ContainerReader, PodReader
 from tessera.dialects.recognise import Dialects, Recognition
 from tessera.model.config import Config
 from tessera.model.errors import QuantityError, RequestError
@@ -26,7 +26,8 @@ from webhook.admission.again import restoring
 from webhook.admission.cni import repair
 from webhook.admission.limits import check_limits
 from webhook.admission.patch import Edit, Operation, operations, put, remove
-from webhook.admission.profiles import place
+from webhook.admission.profiles import REQUIRED, place
+from webhook.admission.unbind import unbind
 
 LONGEST_WARNING: Final = 120
 """Characters that clients show in full."""
@@ -81,8 +82,14 @@ class Mutator:
             keys = ", ".join(str(edit.path[-1]) for edit in stripped)
             warnings.append(f"removed what only Tessera may write: {keys}")
         if found is None:
+            idle = self._dialects.idle(pod)
+            edits += _without(pod, idle)
+            warnings += [
+                f'container "{name[:40]}": its number of GPUs is 0, so it gets none; removed what stood beside it'
+                for name in idle
+            ]
             if pod.metadata.annotation(names.placement_profile) is not None:
-                edits += self._placed(pod, namespace, warnings, audit, asks=found is not None)
+                edits += self._placed(pod, namespace, warnings, audit, asks=False)
         else:
             if found.annotations or pod.metadata.annotations:
                 wishes({**found.annotations, **(pod.metadata.annotations or {})}, names, config.placement)
@@ -94,9 +101,7 @@ class Mutator:
                     namespace=namespace,
                     unit=names.memory_unit,
                 )
-            edits += _rewritten(pod, found, names)
-            edits += self._scheduled(pod, found, warnings)
-            edits += self._placed(pod, namespace, warnings, audit, asks=found is not None)
+            edits += self._converted(pod, found, namespace, warnings, audit)
             warnings += found.warnings
             audit["request"] = "; ".join(
                 f"{name}: {describe(asked)} ({asked.dialect or found.request.dialect})"
@@ -132,8 +137,7 @@ class Mutator:
             found = self._dialects.recognise(unbound)
             if found is None or encode(found.request) != request:
                 return Outcome()
-            edits = [*_rewritten(unbound, found, names), *self._scheduled(unbound, found, [])]
-            edits += self._placed(unbound, namespace, [], {}, asks=True)
+            edits = list(self._converted(unbound, found, namespace, [], {}))
         except RequestError:
             return Outcome()
         kept = restoring(edits, pod, old)
@@ -142,6 +146,23 @@ class Mutator:
             operations=operations(pod, kept),
             audit={"update": "what admission had replaced was brought back"} if kept else {},
         )
+
+    def _converted(
+        self, pod: Manifest, found: Recognition, namespace: str, warnings: list[str], audit: dict[str, str]
+    ) -> Iterator[Edit]:
+        """What becomes of a pod that asks for GPUs, beside what is only ours to write."""
+        yield from _rewritten(pod, found, self._names)
+        yield from self._scheduled(pod, found, warnings)
+        free, edits = unbind(pod, found.selectors)
+        chosen = pod.spec.node_selector or {}
+        warnings += [
+            f"{'nodeSelector' if key in chosen else 'node affinity'} {key} names nodes of another system; removed"
+            for key in edits
+        ]
+        placed = self._placed(free, namespace, warnings, audit, asks=True)
+        narrowed = any(edit.path == REQUIRED for edit in placed)
+        yield from (edit for each in edits.values() for edit in each if not (narrowed and edit.path[1] == "affinity"))
+        yield from placed
 
     def _placed(
         self, pod: Manifest, namespace: str, warnings: list[str], audit: dict[str, str], *, asks: bool
@@ -172,9 +193,6 @@ class Mutator:
             warnings.append(f"schedulerName {there} knows nothing of these GPUs; replaced by {wanted or _DEFAULT}")
         if config.runtime_class_name and not pod.spec.runtime_class_name:
             yield put(("spec", "runtimeClassName"), config.runtime_class_name)
-        for key in found.selectors:
-            yield remove(("spec", "nodeSelector", key))
-            warnings.append(f"nodeSelector {key} names nodes of another system; removed")
 
 
 def _rewritten(pod: Manifest, found: Recognition, names: Names) -> Iterator[Edit]:
@@ -193,6 +211,15 @@ def _rewritten(pod: Manifest, found: Recognition, names: Names) -> Iterator[Edit
     for key, value in found.annotations.items():
         if pod.metadata.annotation(key) is None:
             yield put(("metadata", "annotations", key), value)
+
+
+def _without(pod: Manifest, names: Mapping[str, tuple[str, ...]]) -> Iterator[Edit]:
+    """Resource names to take away, by container."""
+    for container in PodReader(pod).containers if names else ():
+        where = ("spec", "initContainers" if container.init else "containers", container.index, "resources")
+        for name in names.get(container.name, ()):
+            for side in _sides(container, name):
+                yield remove((*where, side, name))
 
 
 def _sides(container: ContainerReader, name: str) -> Iterator[str]:

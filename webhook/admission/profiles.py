@@ -32,7 +32,7 @@ MOST_TERMS: Final = 128
 """Required terms of one pod after its own were multiplied with the units'."""
 
 _AFFINITY: Final = ("spec", "affinity", "nodeAffinity")
-_REQUIRED: Final = (*_AFFINITY, "requiredDuringSchedulingIgnoredDuringExecution", "nodeSelectorTerms")
+REQUIRED: Final = (*_AFFINITY, "requiredDuringSchedulingIgnoredDuringExecution", "nodeSelectorTerms")
 _PREFERRED: Final = (*_AFFINITY, "preferredDuringSchedulingIgnoredDuringExecution")
 _TOP_WEIGHT: Final = 100
 _NEVER: Final = NodeSelectorTerm()
@@ -225,7 +225,7 @@ def _required(
             )
     if tuple(terms) == (own if own is not None else (_NEVER,)):
         return ()
-    return (put(_REQUIRED, [_term(term) for term in terms]),)
+    return (put(REQUIRED, [written(term) for term in terms]),)
 
 
 def _preferences(pod: Manifest, units: tuple[Unit, ...]) -> list[Edit]:
@@ -238,7 +238,7 @@ def _preferences(pod: Manifest, units: tuple[Unit, ...]) -> list[Edit]:
         weight = _TOP_WEIGHT * (len(units) - 1 - place_in_order) // (len(units) - 1)
         term = NodeSelectorTerm(match_expressions=requirements(unit))
         if term.match_expressions and (weight, term) not in there:
-            found.append(append(_PREFERRED, {"weight": weight, "preference": _term(term)}))
+            found.append(append(_PREFERRED, {"weight": weight, "preference": written(term)}))
     return found
 
 
@@ -274,7 +274,8 @@ def _toleration(toleration: Toleration) -> Json:
     return {key: value for key, value in fields.items() if value not in (None, "")}
 
 
-def _term(term: NodeSelectorTerm) -> Json:
+def written(term: NodeSelectorTerm) -> Json:
+    """A term as a manifest writes it."""
     found: dict[str, Json] = {}
     if term.match_expressions:
         found["matchExpressions"] = [_expression(expression) for expression in term.match_expressions]
