@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from tessera.model.config import Cni
+from tessera.model.config import Cni, Config
 from webhook.admission.cni import BIN, CONTAINER, repair
 
 IMAGE = "registry.example/tessera-webhook:1"
@@ -181,3 +181,13 @@ def test_other_namespaces_and_the_switch(mended):
 def test_k8s_app_counts_too(mended):
     found = mended(terway(metadata__labels={"k8s-app": "calico-node"}))
     assert found["spec"]["initContainers"][0]["name"] == CONTAINER
+
+
+def test_a_repair_by_the_entry_for_all_is_in_the_audit_log_too(admit):
+    _, outcome = admit(terway(), Config(cni=CNI), namespace="kube-system")
+    assert outcome.operations
+    assert outcome.audit == {"cni": "repaired"}
+
+
+def test_a_pod_that_is_not_repaired_is_not_in_the_audit_log(admit):
+    assert admit(terway(), Config(cni=CNI), namespace="team")[1].audit == {}

@@ -126,6 +126,63 @@ def request(body, *lines):
     return "\r\n".join(head).encode() + END_OF_HEAD + body
 
 
+def chunked(body, sizes=(), *lines, trailer=b""):
+    head = ["POST /mutate HTTP/1.1", "Host: h", "Content-Type: application/json", "Transfer-Encoding: chunked", *lines]
+    found, at = b"", 0
+    for size in sizes:
+        if piece := body[at : at + size]:
+            found += b"%x;ext=1\r\n%b\r\n" % (len(piece), piece)
+            at += len(piece)
+    if rest := body[at:]:
+        found += b"%X\r\n%b\r\n" % (len(rest), rest)
+    return "\r\n".join(head).encode() + END_OF_HEAD + found + b"0\r\n" + trailer + b"\r\n"
+
+
+@given(
+    st.lists(st.tuples(st.binary(max_size=40), st.lists(st.integers(1, 9), max_size=4)), min_size=1, max_size=5),
+    st.lists(st.integers(0, 1500), max_size=12),
+)
+def test_the_cut_of_the_bytes_does_not_matter_for_chunks_either(bodies, cuts):
+    """Chunked and plain requests by turns on one connection."""
+    stream = b"".join(
+        chunked(body, sizes, trailer=b"X-A: b\r\n" if sizes else b"") + request(body) for body, sizes in bodies
+    )
+    wire = Wire()
+    at = 0
+    for cut in sorted({min(cut, len(stream)) for cut in cuts} | {len(stream)}):
+        wire.send(stream[at:cut])
+        at = cut
+    wire.settle()
+    assert wire.host.bodies == [body for body, _ in bodies for _ in range(2)]
+    assert wire.connection.state == "idle"
+    wire.lose()
+
+
+def test_room_for_a_body_in_chunks_is_taken_as_it_grows_and_given_back():
+    wire = Wire(Limits(large_bodies=SMALL_BODY + 10))
+    body = bytes(SMALL_BODY + 20)
+    wire.connection.data_received(chunked(body, [SMALL_BODY, 5])[:-8])
+    assert wire.host.refusals == [HTTPStatus.SERVICE_UNAVAILABLE]
+    assert wire.host.reserved == 0
+    wire = Wire()
+    stream = chunked(body, [SMALL_BODY, 5])
+    wire.connection.data_received(stream[:-8])
+    assert wire.host.reserved > SMALL_BODY
+    wire.connection.data_received(stream[-8:])
+    assert wire.host.reserved == 0
+    assert wire.host.bodies == [body]
+
+
+def test_permission_for_chunks_is_given_before_the_first():
+    wire = Wire()
+    stream = chunked(b"abc", [], "Expect: 100-continue")
+    end = stream.index(END_OF_HEAD) + len(END_OF_HEAD)
+    wire.connection.data_received(stream[:end])
+    assert wire.transport.written == b"HTTP/1.1 100 Continue\r\n\r\n"
+    wire.connection.data_received(stream[end:])
+    assert wire.host.bodies == [b"abc"]
+
+
 @given(st.lists(st.binary(max_size=40), min_size=1, max_size=6), st.lists(st.integers(0, 1500), max_size=12))
 def test_the_cut_of_the_bytes_does_not_matter(bodies, cuts):
     stream = b"".join(request(body) for body in bodies)
@@ -154,6 +211,11 @@ _pieces = st.one_of(
             b"Content-Length: 3\r\n",
             b"Content-Length: 99999999\r\n",
             b"Transfer-Encoding: chunked\r\n",
+            chunked(b"abc"),
+            chunked(b"abc" * 9, [4, 4])[:-9],
+            b"5\r\nhello\r\n",
+            b"FFFFFFFF\r\n",
+            b"0\r\n",
             b"\r\n",
             b"\r",
             b"\x00",

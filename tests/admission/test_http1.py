@@ -56,6 +56,13 @@ def test_a_get_needs_neither_type_nor_length():
     assert read_head(head(start="GET / HTTP/1.1", kind=False, length=None)).length == 0
 
 
+def test_a_body_in_chunks():
+    found = read_head(head("Transfer-Encoding: Chunked", length=None))
+    assert found.chunked
+    assert found.length == 0
+    assert not read_head(GO).chunked
+
+
 @pytest.mark.parametrize("kind", ["application/json", "Application/JSON; charset=utf-8"])
 def test_content_types(kind):
     assert read_head(head(f"Content-Type: {kind}", kind=False)).length == 2
@@ -88,7 +95,13 @@ def test_content_types(kind):
         pytest.param(head(length=None), 411, id="no length"),
         pytest.param(head("Content-Length: 2"), 400, id="two lengths"),
         pytest.param(head("Transfer-Encoding: chunked"), 400, id="length and chunks"),
-        pytest.param(head("Transfer-Encoding: chunked", length=None), 411, id="chunks"),
+        pytest.param(head("Transfer-Encoding: gzip, chunked", length=None), 501, id="compressed chunks"),
+        pytest.param(head("Transfer-Encoding: identity", length=None), 501, id="another coding"),
+        pytest.param(head("Transfer-Encoding: xchunked", length=None), 501, id="nearly chunked"),
+        pytest.param(
+            head("Transfer-Encoding: chunked", "Transfer-Encoding: chunked", length=None), 400, id="chunked twice"
+        ),
+        pytest.param(head("Transfer-Encoding: chunked", start="POST / HTTP/1.0", length=None), 400, id="chunks in 1.0"),
         pytest.param(head("Expect: miracle"), 417, id="unknown expectation"),
         pytest.param(head(kind=False), 415, id="no content type"),
         pytest.param(head("Content-Type: text/plain", kind=False), 415, id="another content type"),

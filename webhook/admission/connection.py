@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final, Literal, Protocol, cast
 
+from webhook.admission.chunks import Chunks
 from webhook.admission.http1 import (
     CONTINUE,
     END_OF_HEAD,
@@ -116,6 +117,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_buffer",
+        "_chunks",
         "_head",
         "_host",
         "_loop",
@@ -135,6 +137,7 @@ class Connection(asyncio.Protocol):
         self._buffer = bytearray()
         self._scanned = 0
         self._head: Head | None = None
+        self._chunks: Chunks | None = None
         self._reserved = 0
         self.served = 0
         self.state: State = "idle"
@@ -151,6 +154,7 @@ class Connection(asyncio.Protocol):
         del exc
         self._transport = None
         self._buffer.clear()
+        self._chunks = None
         self._release()
         self._host.closed(self)
 
@@ -212,14 +216,13 @@ class Connection(asyncio.Protocol):
         """Answer at most one request, and see to it that the next one gets its turn."""
         try:
             head = self._head or self._take_head()
+            body = None if head is None else self._take_body(head)
         except HttpError as error:
             self._refuse(error.status, str(error))
             return
-        if head is None or len(self._buffer) < head.length:
+        if head is None or body is None:
             return
-        body = bytes(memoryview(self._buffer)[: head.length])
-        del self._buffer[: head.length]
-        self._head = None
+        self._head = self._chunks = None
         self._release()
         answer = self._host.answer(head.path, body)
         self.served += 1
@@ -261,10 +264,34 @@ class Connection(asyncio.Protocol):
         del buffer[: end + len(END_OF_HEAD)]
         self._check(head)
         self._head = head
+        self._chunks = Chunks(self._host.limits.body) if head.chunked else None
         self._enter("body", self._host.limits.body_time)
-        if head.waits and len(buffer) < head.length and self._transport is not None:
+        if head.waits and (not buffer if head.chunked else len(buffer) < head.length) and self._transport is not None:
             self._transport.write(CONTINUE)
         return head
+
+    def _take_body(self, head: Head) -> bytes | None:
+        """Cut the body off the buffer, once it is complete.
+
+        Raises:
+            HttpError: its chunks are none, or too large.
+        """
+        if self._chunks is None:
+            if len(self._buffer) < head.length:
+                return None
+            body = bytes(memoryview(self._buffer)[: head.length])
+            del self._buffer[: head.length]
+            return body
+        complete = self._chunks.take(self._buffer)
+        self._reserve(len(self._chunks.body))
+        return bytes(self._chunks.body) if complete else None
+
+    def _reserve(self, size: int) -> None:
+        """See to it that there is room for a body of this size, or one that has grown to it."""
+        if size > SMALL_BODY and size > self._reserved:
+            if not self._host.reserve(size - self._reserved):
+                raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, "too many large bodies at one time; try again")
+            self._reserved = size
 
     def _check(self, head: Head) -> None:
         host = self._host
@@ -277,10 +304,7 @@ class Connection(asyncio.Protocol):
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                 f"body of {head.length} bytes; at most {host.limits.body} are taken",
             )
-        if head.length > SMALL_BODY:
-            if not host.reserve(head.length):
-                raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, "too many large bodies at one time; try again")
-            self._reserved = head.length
+        self._reserve(head.length)
 
     def _release(self) -> None:
         if self._reserved:
@@ -293,7 +317,7 @@ class Connection(asyncio.Protocol):
         Closing a socket with unread bytes in it resets the connection, and the client may never see the answer.
         """
         self._host.refused(status)
-        self._head = None
+        self._head = self._chunks = None
         self._buffer.clear()
         self._release()
         self._enter("refusing", self._host.limits.linger)

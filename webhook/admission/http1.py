@@ -6,7 +6,7 @@ costs 48 and 43 (Python 3.11, 4 KB reviews, 8 connections; uvloop changed neithe
 A framework also leaves open what matters here: deadlines for head and body, a bound on what all connections together
 hold, and a cap that counts before the TLS handshake (`connection`, `server`).
 
-The API server (Go's net/http) always sends a Content-Length, so chunked bodies are refused with 411, not parsed. What is
+The API server (Go's net/http) always sends a Content-Length; proxies in front of us may send chunks (see `chunks`). What is
 doubtful is refused: a head that two programs could read differently is how requests are smuggled.
 """
 
@@ -29,7 +29,7 @@ END_OF_HEAD: Final = b"\r\n\r\n"
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 _REQUEST_LINE: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}) (/[!-~]{0,2047}) HTTP/([0-9])\.([0-9])")
-_HEADER: Final = re.compile(
+HEADER: Final = re.compile(
     rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*((?:[!-~\x80-\xff](?:[ \t!-~\x80-\xff]*[!-~\x80-\xff])?)?)[ \t]*"
 )
 _LENGTH: Final = re.compile(rb"[0-9]{1,15}")
@@ -63,9 +63,10 @@ class Head:
     Attributes:
         method: as sent.
         path: without the query.
-        length: bytes of the body.
+        length: bytes of the body; 0 where it comes in chunks.
         keep_alive: the client wants to send more on this connection.
         waits: it sends the body only after a 100 (Expect: 100-continue).
+        chunked: the body comes in chunks.
     """
 
     method: str
@@ -73,6 +74,7 @@ class Head:
     length: int
     keep_alive: bool
     waits: bool
+    chunked: bool = False
 
 
 # The API server sends the same head with few different lengths, so most are known already. Failures are not kept.
@@ -99,11 +101,12 @@ def read_head(head: bytes) -> Head:
     connection = [token.strip() for token in headers.get(b"connection", b"").lower().split(b",")]
     keep_alive = b"close" not in connection and (recent or b"keep-alive" in connection)
     method = found.group(1).decode()
-    length = _length(headers, needed=method == "POST")
+    chunked = _chunked(headers, recent=recent)
+    length = 0 if chunked else _length(headers, needed=method == "POST")
     if method == "POST":
         _check_type(headers)
     path = found.group(2).decode().partition("?")[0]
-    return Head(method, path, length, keep_alive, waits=recent and bool(expect))
+    return Head(method, path, length, keep_alive, waits=recent and bool(expect), chunked=chunked)
 
 
 def write_head(answer: Answer, *, date: bytes, close: bool) -> bytes:
@@ -149,7 +152,7 @@ def _headers(lines: list[bytes]) -> dict[bytes, bytes]:
     headers: dict[bytes, bytes] = {}
     for line in lines:
         # Covers folded lines, blanks before the colon, control characters and lone CR or LF.
-        found = _HEADER.fullmatch(line)
+        found = HEADER.fullmatch(line)
         if found is None:
             raise HttpError(HTTPStatus.BAD_REQUEST, "a header line is not 'name: value'")
         name = found.group(1).lower()
@@ -162,11 +165,20 @@ def _headers(lines: list[bytes]) -> dict[bytes, bytes]:
     return headers
 
 
+def _chunked(headers: dict[bytes, bytes], *, recent: bool) -> bool:
+    coding = headers.get(b"transfer-encoding")
+    if coding is None:
+        return False
+    if b"content-length" in headers:
+        raise HttpError(HTTPStatus.BAD_REQUEST, "Transfer-Encoding and Content-Length exclude each other")
+    if not recent:
+        raise HttpError(HTTPStatus.BAD_REQUEST, "HTTP/1.0 has no Transfer-Encoding")
+    if coding.lower() != b"chunked":
+        raise HttpError(HTTPStatus.NOT_IMPLEMENTED, "the only Transfer-Encoding understood is chunked")
+    return True
+
+
 def _length(headers: dict[bytes, bytes], *, needed: bool) -> int:
-    if b"transfer-encoding" in headers:
-        if b"content-length" in headers:
-            raise HttpError(HTTPStatus.BAD_REQUEST, "Transfer-Encoding and Content-Length exclude each other")
-        raise HttpError(HTTPStatus.LENGTH_REQUIRED, "send the body with a Content-Length, not in chunks")
     text = headers.get(b"content-length")
     if text is None:
         if needed:
