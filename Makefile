@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: help setup demo test lint proto proto-check lock bench gpu-check e2e clean
+.PHONY: help setup demo test lint proto proto-check lock bench gpu-check e2e images manifests clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,6 +50,12 @@ gpu-check: $(VENV)/.ready ## the real NVML path, on a machine with an NVIDIA GPU
 
 e2e: $(VENV)/.ready ## on a real cluster of this machine (root); KEEP=1 leaves it up, then ARGS=--down stops it
 	@$(BIN)/python tests/e2e/run.py $(if $(KEEP),--keep) $(ARGS)
+
+images: $(VENV)/.ready ## both container images, without an engine (root); ARGS="--import SOCKET" gives them to containerd
+	@$(BIN)/python -m images $(ARGS)
+
+manifests: $(VENV)/.ready ## make again what of manifests/ depends on the config
+	@$(BIN)/tessera generate -o manifests --config $(if $(CONFIG),$(CONFIG),manifests/base/config.yaml)
 
 # uv resolves; what is written is plain pip input with hashes and no registry's name.
 lock: $(VENV)/.ready ## refresh locks/*.txt
