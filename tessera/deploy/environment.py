@@ -20,7 +20,7 @@ NO_DEVICES: Final = ("none", "void")
 MEMORY: Final = "NVIDIA_GPU_MEMORY_"
 MPS: Final = "CUDA_MPS_"
 DEVICE_MEMORY: Final = "CUDA_DEVICE_MEMORY_LIMIT"
-_LONGEST: Final = 64
+_PRINTABLE: Final = "^[ -~]{0,64}$"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,9 @@ def environment(config: Config, *, exempt: tuple[str, ...]) -> Policy:
         variables.append((rule.name, f"variables.suspects.filter(c, c.env.exists(e, {rule.bad}))"))
         first = f"variables.{rule.name}[0]"
         found = f"{first}.env.filter(e, {rule.bad})[0]"
-        said = f"(has({found}.valueFrom) ? ' (by valueFrom)' : has({found}.value) && size({found}.value) <= {_LONGEST} ? '=' + {found}.value : '')"
+        # A message with a line break, or too long a one, would be dropped by the API server as a whole.
+        printable = f"has({found}.value) && {found}.value.matches({text(_PRINTABLE)})"
+        said = f"(has({found}.valueFrom) ? ' by reference' : {printable} ? '=' + {found}.value : '')"
         checks.append(
             Check(
                 holds=f"variables.{rule.name}.size() == 0",

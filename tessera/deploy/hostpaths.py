@@ -75,8 +75,8 @@ def host_paths(config: Config, *, exempt: tuple[str, ...]) -> Policy:
                 holds="variables.bad.size() == 0",
                 message=(
                     "(variables.mounting.size() > 0 ? 'container \"' + variables.mounting[0].name + '\" mounts ' : 'the pod has ')"
-                    " + 'volume \"' + variables.bad[0].name + '\", hostPath ' + variables.bad[0].path"
-                    " + ', which reaches GPUs or their sockets on the host; mount a folder that holds none of guard.hostPaths,"
+                    " + 'volume \"' + variables.bad[0].name + '\", hostPath ' + (variables.bad[0].path.matches('^[ -~]{1,256}$')"
+                    " ? variables.bad[0].path : '(unprintable)') + ', which reaches GPUs or their sockets on the host; mount a folder that holds none of guard.hostPaths,"
                     " or let an administrator exempt the namespace'"
                 ),
                 summary="a hostPath volume reaches GPUs or their sockets on the host; mount another folder",

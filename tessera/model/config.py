@@ -130,6 +130,8 @@ class Guard(_Strict, frozen=True, kw_only=True):
     Attributes:
         environment: what admission does with such variables in pods that ask for GPUs: ``deny`` leaves them to the policies,
             ``strip`` takes them away with a warning. In every other pod they are denied.
+        hide_others: give the containers of such a pod that ask for none NVIDIA_VISIBLE_DEVICES=void, so that an image that
+            wants all GPUs sees none of them either.
         exempt_namespaces: pods there are not looked at; our own annotations are guarded everywhere.
         driver_capabilities: what NVIDIA_DRIVER_CAPABILITIES may list.
         host_paths: folders that pods may neither mount nor reach through a folder above them; one that ends in ``*``
@@ -138,6 +140,7 @@ class Guard(_Strict, frozen=True, kw_only=True):
     """
 
     environment: Literal["deny", "strip"] = "deny"
+    hide_others: bool = False
     exempt_namespaces: tuple[_Namespace, ...] = ("kube-system",)
     driver_capabilities: tuple[Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]{1,32}$")], ...] = ("compute", "utility")
     host_paths: tuple[Annotated[str, msgspec.Meta(pattern=r"^(/[A-Za-z0-9._-]+)+\*?$", max_length=256)], ...] = (
@@ -146,7 +149,6 @@ class Guard(_Strict, frozen=True, kw_only=True):
         "/var/lib/kubelet/pod-resources",
         "/dev/char",
         "/dev/nvidia*",
-        "/proc/driver/nvidia*",
         "/run/nvidia-container-devices",
         "/var/run/nvidia-container-devices",
         "/run/nvidia/mps",

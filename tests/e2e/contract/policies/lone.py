@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
-import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from cluster.api import Api
+from cluster.processes import until
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
@@ -91,15 +90,17 @@ class Lone(ExitStack):
                 "--shutdown-delay-duration=0s",
             ]
         )
-        _until("the API server is ready", self.api(ADMIN).healthy)
-        _until("its namespace is there", lambda: self.api(ADMIN).exists("/api/v1/namespaces/default"))
+        until("the API server is ready", self.api(ADMIN).healthy, seconds=60)
+        until("default is there", lambda: self.api(ADMIN).exists("/api/v1/namespaces/default"), seconds=60)
         config = folder / "kubeconfig"
         config.write_text(
             json.dumps(
                 {
                     "apiVersion": "v1",
                     "kind": "Config",
-                    "clusters": [{"name": "c", "cluster": {"server": self.url, "certificate-authority": str(self._ca)}}],
+                    "clusters": [
+                        {"name": "c", "cluster": {"server": self.url, "certificate-authority": str(self._ca)}}
+                    ],
                     "users": [{"name": "u", "user": {"token": ADMIN}}],
                     "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
                     "current-context": "c",
@@ -179,14 +180,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait(10)
-
-
-def _until(what: str, check: Callable[[], bool], *, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < end, f"{what}: not after {seconds:g} s"
-        # Programs that aren't ours announce nothing.
-        time.sleep(0.05)
 
 
 def _free_port() -> int:

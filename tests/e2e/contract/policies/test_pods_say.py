@@ -1,0 +1,276 @@
+"""What a pod may not say: variables, host paths, privilege; and the neighbours of each that it may."""
+
+from __future__ import annotations
+
+import pytest
+from contract.policies.conftest import NAMES, carrying, container, pod, refusal
+
+DEVICES = "NVIDIA_VISIBLE_DEVICES"
+CAPABILITIES = "NVIDIA_DRIVER_CAPABILITIES"
+BY_REFERENCE = {"configMapKeyRef": {"name": "c", "key": "k"}}
+
+
+def variable(name, value=None, **source):
+    return {"name": name} | ({"value": value} if value is not None else {}) | source
+
+
+DENIED = [
+    variable(DEVICES, "all"),
+    variable(DEVICES, "0"),
+    variable(DEVICES, "GPU-7bb3a5fe-0000-0000-0000-000000000000"),
+    variable(DEVICES, ""),
+    variable(DEVICES),
+    variable(DEVICES, "void,all"),
+    variable(DEVICES, "VOID"),
+    variable(DEVICES, "$(OTHER)"),
+    variable(DEVICES, valueFrom=BY_REFERENCE),
+    variable(DEVICES, valueFrom={"fieldRef": {"fieldPath": "metadata.annotations['x']"}}),
+    variable(CAPABILITIES, "all"),
+    variable(CAPABILITIES, "compute,graphics"),
+    variable(CAPABILITIES, "compute,"),
+    variable(CAPABILITIES, "compute\nall"),
+    variable(CAPABILITIES, valueFrom=BY_REFERENCE),
+    variable("NVIDIA_GPU_MEMORY_LIMIT", "1"),
+    variable("NVIDIA_GPU_MEMORY_REQUEST", valueFrom=BY_REFERENCE),
+    variable("CUDA_MPS_PIPE_DIRECTORY", "/x"),
+    variable("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", "100"),
+    variable("CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"),
+    variable("CUDA_DEVICE_MEMORY_LIMIT", "0"),
+    variable("CUDA_DEVICE_MEMORY_LIMIT_0", "80g"),
+]
+ALLOWED = [
+    variable(DEVICES, "void"),
+    variable(DEVICES, "none"),
+    variable(CAPABILITIES, "compute"),
+    variable(CAPABILITIES, "utility,compute"),
+    variable("NVIDIA_REQUIRE_CUDA", "cuda>=12.0"),
+    variable("NVIDIA_DISABLE_REQUIRE", "1"),
+    variable("CUDA_VISIBLE_DEVICES", "0"),
+    variable("CUDA_LAUNCH_BLOCKING", "1"),
+    variable("MY_CUDA_MPS_NOTE", "x"),
+    variable("nvidia_visible_devices", "all"),
+    variable("SECRET", valueFrom=BY_REFERENCE),
+]
+
+
+def shown(each):
+    return f"{each['name']}={each.get('value', '')!r}{' by reference' if 'valueFrom' in each else ''}"
+
+
+@pytest.mark.parametrize("each", DENIED, ids=shown)
+@pytest.mark.parametrize("where", ["containers", "initContainers"])
+def test_a_variable_that_shows_gpus_or_lifts_limits_is_denied(admin, pods, where, each):
+    innocent = container("innocent", env=[variable("A", "b")])
+    body = pod(**{"containers": [innocent], where: [innocent | {"name": "first"}, container("second", env=[each])]})
+    said = refusal(admin, "POST", pods, body)
+    assert "tessera-environment" in said
+    assert 'container \\"second\\"' in said
+    assert each["name"] in said
+    assert "remove it" in said
+
+
+@pytest.mark.parametrize("each", ALLOWED, ids=shown)
+def test_a_variable_beside_it_is_nobodys_business(admin, pods, each):
+    assert refusal(admin, "POST", pods, pod(containers=[container(env=[each])])) == ""
+
+
+def test_the_second_of_two_that_are_called_the_same_counts_too(admin, pods):
+    both = [variable(DEVICES, "void"), variable(DEVICES, "all")]
+    assert "tessera-environment" in refusal(admin, "POST", pods, pod(containers=[container(env=both)]))
+
+
+def test_a_long_value_is_not_repeated(admin, pods):
+    said = refusal(admin, "POST", pods, pod(containers=[container(env=[variable(DEVICES, "x" * 5000)])]))
+    assert "tessera-environment" in said
+    assert "xxxx" not in said
+
+
+@pytest.fixture
+def running(admin, pods):
+    """A pod that is there, with a GPU."""
+    body = pod(containers=[container(tickets=4)], volumes=[{"name": "logs", "hostPath": {"path": "/var/log"}}])
+    admin.post(pods, body)
+    return f"{pods}/p"
+
+
+STRATEGIC = "application/strategic-merge-patch+json"
+
+
+def ephemeral(running, admin, **more):
+    patch = {"spec": {"ephemeralContainers": [{"name": "debug", "image": "x", **more}]}}
+    return refusal(admin, "PATCH", f"{running}/ephemeralcontainers", patch, kind=STRATEGIC)
+
+
+@pytest.mark.parametrize("each", DENIED, ids=shown)
+def test_ephemeral_containers_are_looked_at(admin, running, each):
+    said = ephemeral(running, admin, env=[each])
+    assert "tessera-environment" in said
+    assert 'container \\"debug\\"' in said
+
+
+def test_ephemeral_containers_that_say_nothing_may_come(admin, running):
+    assert ephemeral(running, admin, env=[variable(DEVICES, "void")]) == ""
+
+
+def test_a_privileged_ephemeral_container_of_a_pod_with_a_gpu_is_denied(admin, running, pods):
+    said = ephemeral(running, admin, securityContext={"privileged": True})
+    assert "tessera-privileged" in said
+    assert 'container \\"debug\\"' in said
+    admin.post(pods, pod("plain"))
+    assert ephemeral(f"{pods}/plain", admin, securityContext={"privileged": True}) == ""
+
+
+def test_an_ephemeral_container_chooses_no_gpu_by_a_mount(admin, running):
+    mount = {"name": "logs", "mountPath": "/var/run/nvidia-container-devices/all"}
+    assert "tessera-host-paths" in ephemeral(running, admin, volumeMounts=[mount])
+    assert ephemeral(running, admin, volumeMounts=[mount | {"mountPath": "/logs"}]) == ""
+
+
+REACHING = [
+    "/",
+    "//",
+    "/.",
+    "/var",
+    "/var/lib",
+    "/var/lib/kubelet",
+    "/var/lib/kubelet/",
+    "//var//lib/./kubelet//",
+    "/var/lib/kubelet/device-plugins",
+    "/var/lib/kubelet/device-plugins/kubelet.sock",
+    "/var/lib/kubelet/pod-resources",
+    "/var/lib/kubelet/pod-resources/kubelet.sock",
+    "/var/lib/kubelet/plugins_registry",
+    "/dev",
+    "/dev/",
+    "/dev/.",
+    "/dev/nvidia0",
+    "/dev/nvidiactl",
+    "/dev/nvidia-caps/nvidia-cap1",
+    "//dev//nvidia-uvm",
+    "/dev/char",
+    "/dev/char/195:0",
+    "/run",
+    "/var/run",
+    "/var/run/nvidia-container-devices",
+    "/run/nvidia-container-devices/GPU-1",
+    "/tmp",  # noqa: S108 - a path of the node
+    "/tmp/nvidia-mps",  # noqa: S108 - a path of the node
+    "/tmp/nvidia-mps-1",  # noqa: S108 - a path of the node
+    "/tmp/nvidia-mps/control",  # noqa: S108 - a path of the node
+    "/proc/1/root",
+    "/proc/self/root/dev",
+    "/proc/4711/cwd",
+    "dev/nvidia0",
+]
+HARMLESS = [
+    "/var/log",
+    "/var/log/pods/",
+    "/dev/shm",  # noqa: S108 - a path of the node
+    "/dev/fuse",
+    "/dev/infiniband",
+    "/devices",
+    "/variable",
+    "/var/lib/kubelet/pods",
+    "/var/lib/kubelet/plugins/csi.example",
+    "/var/lib/kubelet-of-mine",
+    "/var/lib/containers",
+    "/proc",
+    "/proc/sys/net",
+    "/sys",
+    "/etc/localtime",
+    "/data/nvidia",
+    "/opt/dev/nvidia0",
+    "/run/containerd-of-mine",
+]
+
+
+@pytest.mark.parametrize("path", REACHING)
+def test_a_host_path_that_reaches_gpus_is_denied(admin, pods, path):
+    volumes = [{"name": "fine", "emptyDir": {}}, {"name": "host", "hostPath": {"path": path}}]
+    mounts = [{"name": "host", "mountPath": "/host", "readOnly": True}]
+    said = refusal(admin, "POST", pods, pod(volumes=volumes, initContainers=[container("setup", volumeMounts=mounts)]))
+    assert "tessera-host-paths" in said
+    assert 'container \\"setup\\" mounts volume \\"host\\"' in said
+    said = refusal(admin, "POST", pods, pod(volumes=volumes))
+    assert 'the pod has volume \\"host\\"' in said
+
+
+@pytest.mark.parametrize("path", HARMLESS)
+def test_other_host_paths_are_nobodys_business(admin, pods, path):
+    assert refusal(admin, "POST", pods, pod(volumes=[{"name": "host", "hostPath": {"path": path}}])) == ""
+
+
+@pytest.mark.parametrize("path", ["/var/log/../lib/kubelet/device-plugins", "/x/..", "/..", "/var/log/../../dev"])
+def test_steps_back_lead_nowhere(admin, pods, path):
+    """The API server itself refuses them before any policy is asked."""
+    said = refusal(admin, "POST", pods, pod(volumes=[{"name": "host", "hostPath": {"path": path}}]))
+    assert "must not contain '..'" in said or "tessera-host-paths" in said
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/var/run/nvidia-container-devices/all",
+        "//var/run//nvidia-container-devices/0",
+        "/x/../var/run/nvidia-container-devices/GPU-1",
+        "/run/nvidia-container-devices/all",
+    ],
+)
+def test_a_mount_point_that_chooses_gpus_is_denied(admin, pods, path):
+    volumes = [{"name": "null", "hostPath": {"path": "/dev/null", "type": "CharDevice"}}]
+    mounts = [{"name": "null", "mountPath": path}]
+    said = refusal(admin, "POST", pods, pod(volumes=volumes, containers=[container("sly", volumeMounts=mounts)]))
+    assert "tessera-host-paths" in said
+    assert 'container \\"sly\\"' in said
+    assert refusal(admin, "POST", pods, pod(volumes=volumes)) == ""
+
+
+def test_an_annotation_that_injects_a_gpu_is_denied(admin, pods):
+    sly = carrying(pod(), annotations={"cdi.k8s.io/x": "nvidia.com/gpu=all"})
+    assert "tessera-host-paths" in refusal(admin, "POST", pods, sly)
+    assert refusal(admin, "POST", pods, carrying(pod(), annotations={"cdi.k8s.io/x": "vendor.com/nic=0"})) == ""
+
+
+PRIVILEGED = {"securityContext": {"privileged": True}}
+
+
+@pytest.mark.parametrize("where", ["containers", "initContainers"])
+@pytest.mark.parametrize(
+    "name", [NAMES.memory_units, NAMES.memory_percent, NAMES.compute_percent, NAMES.mig("1g.10gb"), NAMES.gpu]
+)
+def test_privilege_beside_a_gpu_is_denied(admin, pods, where, name):
+    asking = container("asking") | {"resources": {"limits": {name: "1"}}}
+    for body in (
+        pod(**{"containers": [container()], where: [asking | PRIVILEGED]}),
+        pod(**{"containers": [container()], where: [asking, container("beside", **PRIVILEGED)]}),
+    ):
+        said = refusal(admin, "POST", pods, body)
+        assert "tessera-privileged" in said
+        assert 'container \\"' in said
+        assert "drop securityContext.privileged" in said
+
+
+@pytest.mark.parametrize(
+    "security",
+    [{}, {"privileged": False}, {"capabilities": {"add": ["SYS_ADMIN"]}}, {"allowPrivilegeEscalation": True}],
+    ids=str,
+)
+def test_a_gpu_without_privilege_and_privilege_without_a_gpu_are_fine(admin, pods, security):
+    assert refusal(admin, "POST", pods, pod(containers=[container(tickets=4, securityContext=security)])) == ""
+    assert refusal(admin, "POST", pods, pod(containers=[container(**PRIVILEGED)])) == ""
+    plain = container(**PRIVILEGED) | {"resources": {"limits": {"nvidia.com/gpu": "1"}}}
+    assert refusal(admin, "POST", pods, pod(containers=[plain])) == ""
+
+
+@pytest.mark.parametrize("exempt", ["kube-system", "tessera-system"])
+def test_exempt_namespaces_are_not_looked_at(admin, exempt):
+    said = refusal(
+        admin,
+        "POST",
+        f"/api/v1/namespaces/{exempt}/pods",
+        pod(
+            containers=[container(tickets=1, env=[variable(DEVICES, "all")], **PRIVILEGED)],
+            volumes=[{"name": "host", "hostPath": {"path": "/dev"}}],
+        ),
+    )
+    assert said == ""
