@@ -32,16 +32,49 @@ class DialectOptions(_Strict, frozen=True, kw_only=True):
     enabled: bool = True
 
 
+class Measure(_Strict, frozen=True, kw_only=True):
+    """Constants of the measures behind ``priced`` and ``fragmentation``; docs/placement.md says what each does.
+
+    Attributes:
+        coverage: the most popular requests that make up this share of all pods are what a node is measured by.
+        balance: CPU that a free GPU should have beside it, in multiples of what an average pod asks.
+        slack: thousandths of a GPU; how softly a lack of CPU is counted on nodes with few free GPUs.
+        remainder: weight of what the rest of a GPU is worth to other pods.
+        card: weight of keeping cards for pods that can't use others. card_most: the dearest that a card gets.
+        step: thousandths of a GPU that two nodes must differ by to be told apart.
+        reserve: keep idle nodes for pods that need whole ones, as many as are to be expected.
+        half_life: pods seen after which an old one counts half.
+    """
+
+    coverage: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.95
+    balance: Annotated[float, msgspec.Meta(ge=0, le=100)] = 1.5
+    slack: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 500
+    remainder: Annotated[float, msgspec.Meta(ge=0, le=100)] = 5
+    card: Annotated[float, msgspec.Meta(ge=0, le=100)] = 0.7
+    card_most: Annotated[float, msgspec.Meta(ge=0, le=100)] = 1.5
+    step: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 20
+    reserve: bool = True
+    half_life: Annotated[int, msgspec.Meta(ge=100, le=10_000_000)] = 20_000
+
+
+PolicyName = Literal["priced", "fragmentation", "pack", "spread", "best-fit"]
+
+
 class Placement(_Strict, frozen=True, kw_only=True):
     """How slices are placed.
 
     Attributes:
-        policy: ``pack`` fills GPUs and nodes, ``spread`` evens them out.
+        policy: ``priced`` and ``fragmentation`` keep usable what is left, ``pack`` and ``best-fit`` fill GPUs and nodes,
+            ``spread`` evens them out.
+        shapes: file with the requests that are expected, to start from before enough pods were seen.
+        measure: constants of ``priced`` and ``fragmentation``.
         topology: which GPUs one container's several slices should be on.
         answer: ``one`` node named by the extender, or ``all`` that fit, scored by kube-scheduler.
     """
 
-    policy: Literal["pack", "spread"] = "pack"
+    policy: PolicyName = "priced"
+    shapes: str = ""
+    measure: Measure = Measure()
     topology: Literal["nvlink", "numa", "any"] = "any"
     answer: Literal["one", "all"] = "one"
 

@@ -24,6 +24,7 @@ from tessera.model.tickets import describe, tickets
 from tessera.placement.wishes import wishes
 from webhook.admission.again import restoring
 from webhook.admission.cni import repair
+from webhook.admission.environment import clean
 from webhook.admission.limits import check_limits
 from webhook.admission.patch import Edit, Operation, operations, put, remove
 from webhook.admission.profiles import REQUIRED, place
@@ -152,6 +153,9 @@ class Mutator:
     ) -> Iterator[Edit]:
         """What becomes of a pod that asks for GPUs, beside what is only ours to write."""
         yield from _rewritten(pod, found, self._names)
+        variables, said = clean(found.containers, found.request.containers, self._config.guard)
+        yield from variables
+        warnings += said
         yield from self._scheduled(pod, found, warnings)
         free, edits = unbind(pod, found.selectors)
         chosen = pod.spec.node_selector or {}
