@@ -32,10 +32,10 @@ def main() -> int:
     parser.add_argument("--reuse", action="store_true", help="use the cluster that was left up")
     parser.add_argument("--down", action="store_true", help="stop the cluster that was left up")
     parser.add_argument("--no-suite", action="store_true", help="start (and stop) the cluster only")
-    parser.add_argument("--proxy", action="store_true", help="run kube-proxy too")
+    parser.add_argument("--no-proxy", action="store_true", help="without kube-proxy: no Services")
     parser.add_argument("pytest", nargs="*", help="arguments for pytest, after --")
     options = parser.parse_args()
-    settings = Settings(proxy=options.proxy)
+    settings = Settings(proxy=not options.no_proxy)
     # A make that is told to end lets us take the cluster away first.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:

@@ -160,10 +160,10 @@ class Cluster(AbstractContextManager["Cluster"]):
         found: dict[str, Any] = self.api.get(f"/api/v1/nodes/{self.settings.node}")
         return found
 
-    def run_scheduler(self, *extenders: dict[str, Any]) -> None:
-        """Start kube-scheduler anew with these extenders."""
+    def run_scheduler(self, *extenders: dict[str, Any], profiles: tuple[str, ...] = ("default-scheduler",)) -> None:
+        """Start kube-scheduler anew with these extenders, under these names."""
         self.processes.stop(SCHEDULER)
-        self.processes.start(SCHEDULER, components.scheduler(self.settings, self.binaries, extenders))
+        self.processes.start(SCHEDULER, components.scheduler(self.settings, self.binaries, extenders, profiles))
         self.processes.ready(SCHEDULER, lambda: self._healthy(10259))
 
     def run_controllers(self, *controllers: str) -> None:
@@ -196,6 +196,36 @@ class Cluster(AbstractContextManager["Cluster"]):
             between()
         self.processes.start(API_SERVER, components.apiserver(self.settings, self.binaries))
         self.processes.ready(API_SERVER, self.api.healthy)
+
+    def reboot_node(self, *others: str, start: Callable[[], None] | None = None) -> None:
+        """End everything on the node at once, as a power cut does, and start it again; return when the kubelet serves.
+
+        The control plane stands on another machine, as it were. What a reboot takes away is taken away: processes,
+        network namespaces, mounts, cgroups, and containerd's folder of what runs.
+
+        Args:
+            others: processes that belong to the node too.
+            start: starts what a machine's service manager would, beside containerd and the kubelet.
+        """
+        node = (KUBELET, CONTAINERD, *others)
+        for name in node:
+            self.processes.send(name, signal.SIGKILL)
+        rest = self._own_pids() - {self.processes.pid(name) for name in node if name in self.processes.names()}
+        ending = [each for each in marked(self._record.marker) if each.pid not in rest]
+        ending += kernel.cgroup_processes(self.settings.cgroup)
+        for each in ending:
+            send(each, signal.SIGKILL)
+        for each in ending:
+            ended(each, 10)
+        kernel.forget_cgroups(self.settings.cgroup)
+        state = self.settings.containerd_root / "state"
+        kernel.unmount_below(str(state), str(self.settings.kubelet_dir / "pods"))
+        shutil.rmtree(state, ignore_errors=True)
+        self.processes.start(CONTAINERD, components.containerd(self.settings))
+        if start is not None:
+            start()
+        self.processes.start(KUBELET, components.kubelet(self.settings, self.binaries))
+        self.processes.ready(KUBELET, self._kubelet_serves)
 
     def ctr(self, *arguments: str) -> str:
         """Run containerd's own client in Kubernetes' namespace."""

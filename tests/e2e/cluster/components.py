@@ -12,6 +12,8 @@ from cluster.pki import ADMIN
 from cluster.settings import Settings
 
 ETCD_PORT = 2379
+# Whose requests are written down: those of every account in this namespace.
+AUDITED = "system:serviceaccounts:tessera-system"
 CONTAINERD = """\
 version = 2
 root = "{root}/root"
@@ -58,8 +60,11 @@ def etcd(settings: Settings, binaries: Path) -> list[str]:
 
 
 def apiserver(settings: Settings, binaries: Path) -> list[str]:
-    """Return kube-apiserver's command."""
+    """Write kube-apiserver's audit policy and return its command."""
     pki = settings.pki
+    ours = {"level": "Metadata", "userGroups": [AUDITED], "omitStages": ["RequestReceived"]}
+    audit = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": [ours, {"level": "None"}]}
+    policy = _config(settings, "audit", audit)
     return [
         f"{binaries}/kube-apiserver",
         f"--etcd-servers=http://{settings.address}:{ETCD_PORT}",
@@ -81,6 +86,9 @@ def apiserver(settings: Settings, binaries: Path) -> list[str]:
         "--enable-admission-plugins=NodeRestriction",
         "--allow-privileged=true",
         f"--cert-dir={settings.home}/apiserver",
+        f"--audit-policy-file={policy}",
+        f"--audit-log-path={settings.audit_log}",
+        "--audit-log-mode=blocking",
         "--shutdown-delay-duration=0s",
     ]
 
@@ -103,7 +111,12 @@ def controller_manager(settings: Settings, binaries: Path, controllers: tuple[st
     ]
 
 
-def scheduler(settings: Settings, binaries: Path, extenders: tuple[dict[str, Any], ...]) -> list[str]:
+def scheduler(
+    settings: Settings,
+    binaries: Path,
+    extenders: tuple[dict[str, Any], ...],
+    profiles: tuple[str, ...] = ("default-scheduler",),
+) -> list[str]:
     """Write kube-scheduler's configuration and return its command."""
     kubeconfig = settings.kubeconfig("kube-scheduler")
     content = {
@@ -114,6 +127,7 @@ def scheduler(settings: Settings, binaries: Path, extenders: tuple[dict[str, Any
         "podMaxBackoffSeconds": 2,
         # An extender that sees only some of the nodes fills the wrong ones.
         "percentageOfNodesToScore": 100,
+        "profiles": [{"schedulerName": name} for name in profiles],
         "extenders": list(extenders),
     }
     path = _config(settings, "scheduler", content)

@@ -21,16 +21,31 @@ TEST = "tessera.test/busybox:1"
 
 def write_busybox(path: Path) -> None:
     """Write an archive with busybox, tagged as the pause image and as the image of test pods."""
-    layer = _layer()
+    _write(path, [PAUSE, TEST], _layer(), ["/bin/sleep", "2147483647"])
+
+
+def write_program(path: Path, tag: str, program: Path) -> None:
+    """Write an archive with one program that needs nothing beside it, in its PATH."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as layer:
+        for folder in ("bin", "etc", "tmp"):
+            entry = tarfile.TarInfo(folder)
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o1777 if folder == "tmp" else 0o755
+            layer.addfile(entry)
+        _add(layer, f"bin/{program.name}", program.read_bytes(), mode=0o755)
+    _write(path, [tag], buffer.getvalue(), [f"/bin/{program.name}"])
+
+
+def _write(path: Path, tags: list[str], layer: bytes, command: list[str]) -> None:
     config = json.dumps(
         {
             "architecture": "amd64",
             "os": "linux",
-            "config": {"Cmd": ["/bin/sleep", "2147483647"], "Env": ["PATH=/bin"], "WorkingDir": "/"},
+            "config": {"Cmd": command, "Env": ["PATH=/bin"], "WorkingDir": "/"},
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
         }
     ).encode()
-    manifest = json.dumps([{"Config": "config.json", "RepoTags": [PAUSE, TEST], "Layers": ["layer.tar.gz"]}]).encode()
+    manifest = json.dumps([{"Config": "config.json", "RepoTags": tags, "Layers": ["layer.tar.gz"]}]).encode()
     with tarfile.open(path, "w") as archive:
         for name, content in (
             ("manifest.json", manifest),

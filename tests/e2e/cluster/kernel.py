@@ -102,14 +102,19 @@ def mounts_below(*tops: str) -> list[str]:
 
 def unmount(record: Record) -> None:
     """Unmount everything at and below the recorded mount points."""
-    for point in mounts_below(*record.mounts):
+    unmount_below(*record.mounts)
+    record.mounts = []
+
+
+def unmount_below(*tops: str) -> None:
+    """Unmount everything at and below some folders."""
+    for point in mounts_below(*tops):
         done = subprocess.run(["umount", point], capture_output=True, text=True, check=False)
         if done.returncode:
             subprocess.run(["umount", "-l", point], capture_output=True, check=False)
-    left = mounts_below(*record.mounts)
+    left = mounts_below(*tops)
     if left:
         raise ClusterError(f"still mounted: {', '.join(left)}")
-    record.mounts = []
 
 
 def make_cgroup(record: Record, name: str) -> None:
@@ -158,6 +163,14 @@ def remove_cgroups(record: Record) -> None:
         for folder in cgroup_folders(name):
             folder.rmdir()
     record.cgroups = []
+
+
+def forget_cgroups(name: str) -> None:
+    """Remove what is below a cgroup, which is empty of processes; it stays itself."""
+    tops = {root / name for root in _hierarchies()}
+    for folder in cgroup_folders(name):
+        if folder not in tops:
+            folder.rmdir()
 
 
 def remove_folders(record: Record) -> None:

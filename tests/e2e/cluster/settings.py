@@ -34,7 +34,7 @@ class Settings:
     services: str = "10.214.0.0/24"
     cgroup: str = "tessera-e2e"
     status_period: str = "10s"
-    proxy: bool = False
+    proxy: bool = True
     extenders: tuple[dict[str, Any], ...] = field(default=())
 
     # The kubelet's folder is not a choice: device plugins and CNI plugins of a real node look for it there.
@@ -48,6 +48,16 @@ class Settings:
     @property
     def api_url(self) -> str:
         return f"https://{self.address}:6443"
+
+    @property
+    def audit_log(self) -> Path:
+        """What our accounts asked the API server."""
+        return self.logs / "audit.log"
+
+    @property
+    def numbers(self) -> Path:
+        """What the run measured."""
+        return self.logs / "numbers.json"
 
     @property
     def kubernetes_service(self) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cluster.image import TEST
 
-from product.programs import DOMAIN
+from product.names import DOMAIN
 
 # Says what it was given, and ends at once when told to: the first process of a container ignores SIGTERM otherwise.
 STAYS = ["sh", "-c", "trap 'exit 0' TERM; env; sleep 100000 & wait"]
@@ -64,3 +64,23 @@ def pod(
             **spec,
         },
     }
+
+
+def deployment(namespace: str, name: str, replicas: int, limits: Limits) -> dict[str, Any]:
+    """A Deployment of pods of one container; their label app is its name."""
+    labels = {"app": name}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": labels}, "spec": pod("", limits)["spec"]},
+        },
+    }
+
+
+def ready(replicas: int) -> Callable[[Mapping[str, Any]], bool]:
+    """A check of a Deployment: so many pods, all of them ready."""
+    return lambda each: each["status"].get("readyReplicas") == each["status"].get("replicas") == replicas

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from product import pods, truth
-from product.programs import COMPUTE, PERCENT, UNITS
+from product.names import COMPUTE, PERCENT, UNITS
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from product import pods, truth
-from product.programs import PLAN
+from product.names import PLAN
+from product.space import is_planned
+from product.watching import Watching
 
 STUBBORN = ["sleep", "100000"]
 
@@ -55,22 +57,17 @@ def test_a_long_goodbye_holds_the_slice(space):
     space.just()
 
 
-def test_many_come_and_go(space):
-    """Bursts of 20 with a third deleted in between: whatever the order, plan and reality agree."""
-    names = []
-    for burst in range(3):
-        fresh = [f"b{burst}-{number}" for number in range(20)]
-        space.create(
-            *(
-                pods.pod(name, {"gpu-memory": f"{1 + (7 * burst + number) % 9}Gi", "gpu-compute": 3 * (number % 3) + 1})
-                for number, name in enumerate(fresh)
-            )
-        )
-        names += fresh
-        for gone in names[::3]:
-            space.delete(gone)
-            names.remove(gone)
-    space.running(*names, seconds=120)
-
-    space.just()
-    space.nobody_was_refused()
+def test_deleted_while_it_is_admitted(space):
+    """Each is deleted as soon as it is bound: some before the kubelet has seen it, some in the middle of Allocate."""
+    rounds, each_round = 3, 10
+    for number in range(rounds):
+        names = [f"r{number}-{each}" for each in range(each_round)]
+        with Watching(space.api, space.path, seconds=60) as watching:
+            space.create_at_once(*(pods.pod(name, {"gpu-memory": "20Gi", "gpu-compute": 20}) for name in names))
+            for position, name in enumerate(names):
+                watching.moment(name, is_planned)
+                space.delete(name, gracePeriodSeconds=position % 2)
+        space.gone(*names, seconds=60)
+    # What was given in vain is given again: all of the node, at once or when the last vanished pod is known to be gone.
+    space.run(*(pods.pod(f"next{number}", {"gpu": 1}) for number in range(4)), seconds=90)
+    space.just(least=8)

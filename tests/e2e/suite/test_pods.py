@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 from product import pods, truth
-from product.programs import COMPUTE, PLAN, REQUEST, UNITS
+from product.names import COMPUTE, PLAN, REQUEST, UNITS
+from product.space import is_running
 
 
 def test_a_native_pod_gets_its_slice(space, plan):
@@ -28,28 +29,6 @@ def test_a_native_pod_gets_its_slice(space, plan):
     assert environment["TESSERA_GPU_COMPUTE"] == "30"
     assert environment["NVIDIA_VISIBLE_DEVICES"] == environment["TESSERA_GPU_IDS"]
     space.just()
-
-
-def test_twenty_equal_pods_at_once_get_each_its_own(space):
-    names = [f"p{number}" for number in range(20)]
-
-    space.run(*(pods.pod(name, {"gpu-memory": "8Gi", "gpu-compute": 10}) for name in names), seconds=90)
-
-    space.just()
-    space.nobody_was_refused()
-
-
-def test_twenty_unequal_pods_at_once_get_each_its_own(space):
-    sizes = [(1 + number % 7, 5 * (number % 4)) for number in range(20)]
-    wanted = [
-        pods.pod(f"p{number}", {"gpu-memory": f"{memory}Gi", **({"gpu-compute": compute} if compute else {})})
-        for number, (memory, compute) in enumerate(sizes)
-    ]
-
-    space.run(*wanted, seconds=90)
-
-    space.just()
-    space.nobody_was_refused()
 
 
 def test_init_container_and_sidecar(space, plan):
@@ -96,21 +75,71 @@ def test_a_pod_with_a_node_name_has_no_plan_and_one_gpu(space):
     space.drift(pod, {"main": [{"gpu": gpu, "units": 32, "compute": 0}]})
 
 
-def test_a_pod_that_does_not_fit_waits_with_a_reason_and_runs_when_a_slice_is_free(space):
-    space.run(*(pods.pod(f"full{number}", {"gpu": 1}) for number in range(4)))
-    space.create(pods.pod("waits", {"gpu-memory": "8Gi"}))
-    space.waiting("waits")
-
-    space.delete("full2")
-
-    space.running("waits", seconds=20)
-    assert [each for each in space.events("waits") if each.startswith("FailedScheduling") and "GPU" in each]
-    space.just()
-
-
 def test_a_freed_slice_is_used_again(space):
     for number in range(3):
         space.run(pods.pod(f"p{number}", {"gpu": 4}))
         space.just()
         space.delete(f"p{number}")
         space.gone(f"p{number}")
+
+
+def test_two_containers_each_with_its_own_slice(space, plan):
+    (pod,) = space.run(
+        pods.pod(
+            "p",
+            containers=[
+                pods.container("one", {"gpu-memory": "8Gi", "gpu-compute": 30}),
+                pods.container("two", {"gpu": 2, "gpu-memory": "4Gi"}),
+                pods.container("none"),
+            ],
+        )
+    )
+
+    assert {name: len(pieces) for name, pieces in plan(pod).items()} == {"one": 1, "two": 2}
+    held = truth.pod_resources(space.cluster)["p"]
+    for name, pieces in plan(pod).items():
+        assert truth.gpus_of(held[name]) == {each["gpu"] for each in pieces}
+    assert "none" not in held
+    assert "TESSERA_GPU_IDS" not in truth.environments(space.cluster, pod)["none"]
+    space.just()
+
+
+def test_a_static_pod_has_a_gpu_and_is_told_of_on_the_node(space):
+    """A static pod comes past admission and scheduler: tickets written by hand are all that it can ask with."""
+    node = space.cluster.settings.node
+    body = pods.pod("static", containers=[pods.container("main", {UNITS: 32})])
+    body["metadata"]["namespace"] = space.name
+    manifest = space.cluster.settings.manifests / "static.json"
+    manifest.write_text(json.dumps(body))
+    try:
+        space.api.wait(f"{space.path}/static-{node}", is_running, seconds=40)
+        pod = space.get(f"static-{node}")
+        held = truth.pod_resources(space.cluster)[f"static-{node}"]["main"]
+        (gpu,) = truth.gpus_of(held)
+        assert gpu in truth.environments(space.cluster, pod)["main"]["TESSERA_GPU_IDS"].replace("-", "")
+        space.drift(pod, {"main": [{"gpu": gpu, "units": 32, "compute": 0}]})
+        # Who comes next is placed around it.
+        space.run(*(pods.pod(f"whole{number}", {"gpu": 1}) for number in range(3)))
+        assert all(gpu not in truth.gpus_of(truth.pod_resources(space.cluster)[f"whole{each}"]["main"]) for each in range(3))
+    finally:
+        manifest.unlink()
+    space.gone(f"static-{node}", seconds=40)
+
+
+def test_without_an_extender_each_slice_is_on_one_gpu(space, product):
+    """The default scheduler counts the node's tickets; the agent packs, or says why it can't."""
+    with product.no_extender():
+        space.create(*(pods.pod(f"p{number}", {"gpu-memory": "30Gi"}) for number in range(8)))
+        for number in range(8):
+            space.running(f"p{number}")
+        gpus = [truth.gpus_of(truth.pod_resources(space.cluster)[f"p{number}"]["main"]) for number in range(8)]
+        assert all(len(each) == 1 for each in gpus)
+        # Two of 30 GiB fit on 79, and none was left that could not be used.
+        assert sorted(sum(each == {gpu} for each in gpus) for gpu in set().union(*gpus)) == [2, 2, 2, 2]
+        # 4 x 19 GiB are free, and no GPU has 40.
+        space.create(pods.pod("big", {"gpu-memory": "40Gi"}))
+        space.api.wait(f"{space.path}/big", lambda pod: pod["status"].get("phase") == "Failed")
+        status = space.get("big")["status"]
+        assert status["reason"] == "UnexpectedAdmissionError"
+        assert "GPU" in status["message"]
+        assert "160" in status["message"], status["message"]

@@ -9,7 +9,7 @@ import pytest
 from cluster import Cluster
 from contract.loader import load
 from contract.real_kubelet import RealKubelet
-from product.programs import EXTENDER, NODE, WEBHOOK
+from product.installed import Product
 
 theirs: Any = load("testing/kubelet/conftest.py")
 make_plugin, make_pod, pod_resources = theirs.make_plugin, theirs.make_pod, theirs.pod_resources
@@ -19,8 +19,9 @@ make_plugin, make_pod, pod_resources = theirs.make_plugin, theirs.make_pod, thei
 def driver() -> Iterator[RealKubelet]:
     """The kubelet of the running cluster, without the product."""
     cluster = Cluster.attach()
-    cluster.processes.stop(NODE, EXTENDER, WEBHOOK, seconds=1)
-    cluster.api.raw("DELETE", f"/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/{WEBHOOK}")
+    product = Product(cluster)
+    if product.installed():
+        product.uninstall()
     driver = RealKubelet(cluster)
     yield driver
     driver.start_clean()

@@ -1,0 +1,105 @@
+"""520 pods in bursts of 40, of random shapes, while others are deleted at random and parts of the cluster come and go.
+
+After every burst an independent judge holds each container's devices and environment against its pod's plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from random import Random
+from typing import Any
+
+import pytest
+from cluster import Cluster
+from product import pods
+from product.installed import EXTENDER, NODE, SCHEDULER, WEBHOOK, Product
+from product.space import Space, opened
+
+BURST = 40
+KEPT = 30
+SEED = 20_260
+
+MEANWHILE: dict[str, Callable[[Product], None]] = {
+    "nothing-1": lambda product: None,
+    "kubelet": lambda product: product.cluster.restart_kubelet(),
+    "extender": lambda product: crashed(product, EXTENDER),
+    "nothing-2": lambda product: None,
+    "webhook": lambda product: crashed(product, WEBHOOK),
+    "scheduler": lambda product: crashed(product, SCHEDULER),
+    "nothing-3": lambda product: None,
+    "api-server": lambda product: product.cluster.restart_api_server(),
+    "agent": lambda product: product.restart(NODE),
+    "nothing-4": lambda product: None,
+    "controllers": lambda product: product.cluster.run_controllers(),
+    "agent-again": lambda product: product.restart(NODE),
+    "nothing-5": lambda product: None,
+}
+
+
+def crashed(product: Product, part: str) -> None:
+    product.crash(part)
+    product.back(part)
+
+
+class Churn:
+    """Pods that come and go in one namespace."""
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+        self.rng = Random(SEED)
+        self.made = 0
+        self.living: list[str] = []
+
+    def pod(self) -> dict[str, Any]:
+        """A pod of some shape; the mean is a thirtieth of a GPU."""
+        self.made += 1
+        name, rng = f"p{self.made}", self.rng
+        gib = f"{rng.randint(1, 4)}Gi"
+        shapes: list[Callable[[], dict[str, Any]]] = [
+            lambda: pods.pod(name, {"gpu-memory": gib}),
+            lambda: pods.pod(name, {"gpu-memory": gib, "gpu-compute": rng.randint(1, 4)}),
+            lambda: pods.pod(name, {"gpu-memory-percent": rng.randint(1, 4)}),
+            lambda: pods.pod(name, {"gpu-compute": rng.randint(1, 4)}),
+            lambda: pods.pod(name, {"gpu": 2, "gpu-memory": "1Gi"}),
+            lambda: pods.pod(name, {"aliyun.com/gpu-mem": rng.randint(1, 4)}),
+            lambda: pods.pod(name, {"nvidia.com/gpu": 1, "nvidia.com/gpumem": 2048, "nvidia.com/gpucores": 2}),
+            lambda: pods.pod(
+                name,
+                containers=[
+                    pods.container("one", {"gpu-memory": gib}),
+                    pods.container("two", {"gpu-memory": "1Gi", "gpu-compute": 1}),
+                ],
+            ),
+            lambda: pods.pod(name, {"gpu-memory": gib}, init=[pods.sidecar("side", {"gpu-memory": "1Gi"})]),
+            lambda: pods.pod(name),
+        ]
+        return rng.choice(shapes)()
+
+    def burst(self, meanwhile: Callable[[], None]) -> None:
+        """Delete all but some, create 40 at the same instants, let something happen in their midst."""
+        going = self.rng.sample(self.living, max(0, len(self.living) - KEPT))
+        self.living = [name for name in self.living if name not in going]
+        fresh = [self.pod() for _ in range(BURST)]
+        names = [each["metadata"]["name"] for each in fresh]
+        with self.space.undisturbed():
+            self.space.delete_at_once(*going)
+            self.space.create_at_once(*fresh[: BURST // 2])
+            meanwhile()
+            self.space.create_at_once(*fresh[BURST // 2 :])
+            self.living += names
+            self.space.running(*names, seconds=120)
+            assert {each["metadata"]["name"] for each in self.space.just(least=BURST)} == set(self.living)
+        self.space.nobody_was_refused()
+
+
+@pytest.fixture(scope="module")
+def churn(cluster: Cluster, product: Product) -> Iterator[Churn]:
+    """One namespace for all bursts: what an earlier burst left runs on through the later ones."""
+    del product
+    with opened(cluster) as space:
+        yield Churn(space)
+
+
+@pytest.mark.parametrize("meanwhile", MEANWHILE)
+def test_burst(churn, product, meanwhile):
+    churn.burst(lambda: MEANWHILE[meanwhile](product))
