@@ -8,23 +8,34 @@ import sys
 from typing import Final
 
 from rich.console import Console
-from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from tessera.cli.examining import Where, examine
 from tessera.cli.looking import TIMEOUT, Looker
-from tessera.cli.terminal import Progress, add_common, client, console, text, write_json
-from tessera.dialects.registry import OPTIONS
+from tessera.cli.terminal import (
+    Progress,
+    add_common,
+    add_installation,
+    client,
+    console,
+    from_file,
+    hanging,
+    text,
+    write_json,
+)
 from tessera.doctor.check import examine as judge
 from tessera.doctor.checks import CHECKS
 from tessera.doctor.finding import COULD_NOT_LOOK, Examination, Finding, Outcome, counted
 from tessera.kube.clock import SystemClock
-from tessera.model.config import Config, parse
 from tessera.model.errors import TesseraError
 
-_MARKS: Final = {"error": ("ERROR", "bold red"), "warning": ("WARN", "yellow"), "blind": ("?", "magenta"),
-                 "ok": ("ok", "green")}  # fmt: skip
+_MARKS: Final = {
+    "error": ("ERROR", "bold red"),
+    "warning": ("WARN", "yellow"),
+    "blind": ("", "magenta"),
+    "ok": ("", ""),
+}
+_INDENT: Final = 6
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,8 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "run, which the API server answers and does not store."
     )
     add_common(parser)
-    parser.add_argument("--config", metavar="FILE", help="Tessera's config file (default: the installed ConfigMap's)")
-    parser.add_argument("--namespace", "-n", default="tessera-system", help="of the installation (default %(default)s)")
+    add_installation(parser)
     parser.add_argument(
         "--certificate-secret", default="tessera-webhook-certificate", metavar="NAME",
         help="what the webhook serves by (default %(default)s)",
@@ -68,9 +78,9 @@ def run(arguments: argparse.Namespace) -> int:
 async def _examine(arguments: argparse.Namespace) -> Examination:
     clock = SystemClock()
     where = Where(
-        namespace=arguments.namespace,
+        namespace=arguments.system_namespace,
         secret=arguments.certificate_secret,
-        config=_config(arguments.config) if arguments.config else None,
+        config=from_file(arguments.config).config if arguments.config else None,
         probe=None if arguments.no_probe else arguments.probe_namespace,
     )
     with Progress() as progress:
@@ -78,11 +88,6 @@ async def _examine(arguments: argparse.Namespace) -> Examination:
             looker = Looker(api, tell=progress, timeout=float(arguments.timeout))
             evidence = await examine(api, where, looker=looker, clock=clock)
     return judge(CHECKS, evidence)
-
-
-def _config(path: str) -> Config:
-    with open(path, encoding="utf-8") as file:
-        return parse(file.read(), dialects=OPTIONS)
 
 
 def show(found: Examination, out: Console, *, wide: bool = False) -> None:
@@ -112,27 +117,17 @@ def show(found: Examination, out: Console, *, wide: bool = False) -> None:
 
 def _finding(outcome: Outcome, finding: Finding, out: Console, *, wide: bool) -> None:
     mark, style = _MARKS[finding.severity.value]
-    out.print(Text.assemble((f"{mark:<6}", style), (outcome.check, "bold"), "  ", text(finding.object)))
-    rows = [("", finding.seen), ("mend", finding.mend)]
+    out.print(Text.assemble((f"{mark:<{_INDENT}}", style), (outcome.check, "bold"), "  ", text(finding.object)))
+    hanging(out, finding.seen, indent=_INDENT)
     if wide:
-        rows.insert(1, ("why", finding.why))
-    table = Table.grid(padding=(0, 1, 0, 0))
-    table.add_column(width=4, style="dim")
-    table.add_column(overflow="fold")
-    for name, said in rows:
-        table.add_row(name, text(said))
-    out.print(Padding(table, (0, 0, 0, 1)))
-    if wide:
-        out.print()
+        hanging(out, finding.why, indent=_INDENT, label="why: ")
+    hanging(out, finding.mend, indent=_INDENT, label="mend: ")
 
 
 def _lines(title: str, rows: list[tuple[str, str]], kind: str, out: Console) -> None:
     if not rows:
         return
-    out.print(Text(title, style="bold"))
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    out.print(Text(title, style=_MARKS[kind][1] or "bold"))
+    longest = max(len(name) for name, _ in rows)
     for name, said in rows:
-        table.add_row(Text(f"{_MARKS[kind][0]:<6}", style=_MARKS[kind][1]) + Text(name), text(said))
-    out.print(table)
+        hanging(out, said, indent=_INDENT, label=f"{name:<{longest + 2}}")

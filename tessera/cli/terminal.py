@@ -6,6 +6,7 @@ import argparse
 import os
 import random
 import sys
+import textwrap
 from types import TracebackType
 from typing import Final, Self
 
@@ -14,13 +15,19 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
+from tessera.dialects.registry import OPTIONS
+from tessera.doctor.evidence import Look, Settings
+from tessera.doctor.objects import ConfigMap
+from tessera.doctor.settings import settings
 from tessera.kube.client import ApiClient
 from tessera.kube.clock import Clock, SystemClock
 from tessera.kube.config import connect
-from tessera.model.names import DOMAIN, Names, names
-from tessera.model.quantity import whole
+from tessera.model.config import parse
+from tessera.model.errors import ConfigError
 from tessera.report.plaintext import plain, plain_json
 
+SYSTEM_NAMESPACE: Final = "tessera-system"
+_LARGEST_CONFIG: Final = 1 << 20
 PIPE_WIDTH: Final = 160
 """A pipe has no width of its own, and a cut table is of no use to whoever reads it."""
 
@@ -32,20 +39,38 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-color", action="store_true", help="plain text (also $NO_COLOR)")
 
 
-def add_names(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags that say by which names the installation goes."""
-    parser.add_argument("--domain", default=DOMAIN, help="domain of the installation's names (default %(default)s)")
-    parser.add_argument("--memory-unit", default="256Mi", help="memory unit of the installation (default %(default)s)")
+def add_installation(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags that say by which config the installation runs."""
+    parser.add_argument("--config", metavar="FILE", help="Tessera's config file (default: the installed ConfigMap's)")
+    parser.add_argument(
+        "--system-namespace", default=SYSTEM_NAMESPACE, help="where Tessera is installed (default %(default)s)"
+    )
 
 
-def names_of(arguments: argparse.Namespace) -> Names:
-    """The installation's names.
+def installed(maps: Look[tuple[ConfigMap, ...]], arguments: argparse.Namespace) -> Settings:
+    """The config that the installation runs by: the file's, else the ConfigMap's where it can be read, else the defaults.
 
     Raises:
-        ConfigError: a domain or a unit that can't be.
-        QuantityError: a unit that is no amount.
+        ConfigError: the file is refused.
+        OSError: it can't be read.
     """
-    return names(arguments.domain, whole(arguments.memory_unit))
+    if arguments.config:
+        return from_file(arguments.config)
+    return settings(maps.value or (), arguments.system_namespace, dialects=OPTIONS)
+
+
+def from_file(path: str) -> Settings:
+    """The config of a file.
+
+    Raises:
+        ConfigError: it is refused.
+        OSError: it can't be read.
+    """
+    with open(path, encoding="utf-8") as file:
+        content = file.read(_LARGEST_CONFIG + 1)
+    if len(content) > _LARGEST_CONFIG:
+        raise ConfigError(f"{path} has more than {_LARGEST_CONFIG} characters, so it is no config")
+    return Settings(parse(content, dialects=OPTIONS), path)
 
 
 def client(kubeconfig: str | None, clock: Clock | None = None) -> ApiClient:
@@ -69,6 +94,14 @@ def console(arguments: argparse.Namespace) -> Console:
 def text(what: str, style: str = "") -> Text:
     """Others' words as one line for a table."""
     return Text(plain(what), style=style)
+
+
+def hanging(out: Console, said: str, *, indent: int, label: str = "", style: str = "") -> None:
+    """Print others' words as a paragraph that hangs under a label, nothing after a line's last letter."""
+    lines = textwrap.wrap(plain(said), max(30, out.width - indent - len(label)), break_on_hyphens=False)
+    for at, line in enumerate(lines or [""]):
+        begin = label if at == 0 else " " * len(label)
+        out.print(Text.assemble(" " * indent, (begin, "dim"), (line, style)), soft_wrap=True)
 
 
 def write_json(value: object) -> None:

@@ -5,7 +5,7 @@ What the API server adds to an object (defaults) is no difference: everything th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -18,7 +18,7 @@ from tessera.doctor.objects import LookedPod, Namespace, Policy, Selector
 from tessera.doctor.webhooks import CNI_PATH, ours
 
 _WHY: Final = "Pods can take GPUs that they did not ask for, or forge what Tessera has written on them."
-_APPLY: Final = "Apply the manifests of this version."
+_APPLY: Final = "kubectl apply what `tessera generate policies` writes by this config."
 _POLICY, _BINDING = "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"
 
 
@@ -54,22 +54,23 @@ def _name(tree: Mapping[str, object]) -> str:
     return str(metadata.get("name", "")) if isinstance(metadata, dict) else ""
 
 
-def _compare(expected: Iterable[dict[str, object]], there: Mapping[str, Mapping[str, Policy]]) -> list[Finding]:
+def _compare(expected: Sequence[dict[str, object]], there: Mapping[str, Mapping[str, Policy]]) -> list[Finding]:
     findings = []
+    missing = []
     for tree in expected:
         kind, name = str(tree.get("kind", "")), _name(tree)
         if kind not in there:
             continue
+        where = f"{kind.lower()}/{name}"
         found = there[kind].get(name)
         if found is None:
-            seen = "is missing"
-        elif (path := _difference(msgspec.to_builtins(tree.get("spec", {})), found.spec)) is not None:
+            missing.append(where)
+        elif (path := _difference(tree.get("spec", {}), found.spec)) is not None:
             seen = f"is not what this version generates by this config: spec{path} differs"
-        else:
-            continue
-        findings.append(
-            Finding(severity=Severity.ERROR, object=f"{kind.lower()}/{name}", seen=seen, why=_WHY, mend=_APPLY)
-        )
+            findings.append(Finding(severity=Severity.ERROR, object=where, seen=seen, why=_WHY, mend=_APPLY))
+    if missing:
+        seen = f"{len(missing)} of {counted(len(expected), 'object')} missing: {several(missing, most=3)}"
+        findings.append(Finding(severity=Severity.ERROR, object=missing[0], seen=seen, why=_WHY, mend=_APPLY))
     return findings
 
 

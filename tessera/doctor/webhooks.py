@@ -50,7 +50,7 @@ def registered(evidence: Evidence) -> Seen:
                 object="mutatingwebhookconfigurations",
                 seen=f"no mutating webhook has a name that ends with .{domain}",
                 why="Nothing translates what pods ask for, so they wait for resources that no node has.",
-                mend="Apply the manifests, or say the installation's domain by --domain.",
+                mend="Apply the manifests, or give the installation's config (its domain) by --config.",
             )
         )
     for configuration, webhook in mutating:

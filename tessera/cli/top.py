@@ -1,0 +1,206 @@
+"""`tessera top`: how much of each GPU is booked, how much is used, and by whom."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from typing import Final
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tessera.cli.looking import Looker
+from tessera.cli.measuring import measure
+from tessera.cli.terminal import Progress, add_common, add_installation, client, console, installed, text, write_json
+from tessera.doctor.evidence import NotLookedError
+from tessera.doctor.finding import counted
+from tessera.doctor.objects import ConfigMap, LookedPod
+from tessera.kube.resources import CONFIGMAPS, NODES, PODS
+from tessera.model.errors import TesseraError
+from tessera.model.node import Node
+from tessera.model.quantity import gib
+from tessera.report.cluster import view
+from tessera.report.usage import ClusterUse, GpuUse, NodeUse, SliceUse, join
+
+COULD_NOT_LOOK: Final = 3
+_BAR: Final = 12
+_MOST_PODS: Final = 3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `tessera top`."""
+    parser.epilog = (
+        "What is used is what the node agents measure, read through the API server (the right to get pods/proxy); "
+        "without it only what is booked is shown. Exit code: 0, or 3 where nothing could be looked at."
+    )
+    add_common(parser)
+    add_installation(parser)
+    parser.add_argument("node", nargs="*", help="only these nodes")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Show booked and used; 0 where the cluster could be read, 3 where not."""
+    try:
+        found = asyncio.run(_read(arguments))
+    except TesseraError as error:
+        sys.stderr.write(f"tessera top: could not look: {text(str(error))}\n")
+        return COULD_NOT_LOOK
+    if arguments.node:
+        known = {node.name for node in found.nodes}
+        missing = [name for name in arguments.node if name not in known]
+        if missing:
+            there = ", ".join(sorted(known)) or "none"
+            sys.stderr.write(f"tessera top: no GPU node {text(', '.join(missing))}; there are {text(there)}\n")
+            return COULD_NOT_LOOK
+    if arguments.output == "json":
+        write_json(found)
+        return 0
+    show(found, console(arguments), wide=arguments.output == "wide")
+    return 0
+
+
+async def _read(arguments: argparse.Namespace) -> ClusterUse:
+    with Progress() as progress:
+        async with client(arguments.kubeconfig) as api:
+            looker = Looker(api, tell=progress)
+            maps, nodes, pods = await asyncio.gather(
+                looker.all(CONFIGMAPS, ConfigMap, namespace=arguments.system_namespace),
+                looker.all(NODES, Node),
+                looker.all(PODS, LookedPod),
+            )
+            if nodes.value is None or pods.value is None:
+                raise NotLookedError(nodes.problem or pods.problem)
+            seen = view(nodes.value, pods.value, installed(maps, arguments).names)
+            if arguments.node:
+                wanted = tuple(node for node in seen.nodes if node.name in arguments.node)
+                if {node.name for node in wanted} == set(arguments.node):
+                    seen = msgspec.structs.replace(seen, nodes=wanted)
+            names = {node.name for node in seen.nodes}
+            asked = [pod for pod in pods.value if pod.spec.node_name in names]
+            return join(seen, await measure(api, asked, tell=progress))
+
+
+def show(found: ClusterUse, out: Console, *, wide: bool = False) -> None:
+    """Print the sums, a row per GPU (`wide`: a row per slice too), and where nothing is measured."""
+    if not found.nodes:
+        out.print("No node has a Tessera inventory. Does the node agent run there? (tessera doctor tells)")
+        return
+    out.print(_sums(found), soft_wrap=True)
+    out.print()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("NODE", "GPU", "MODEL"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("MEMORY", no_wrap=True)
+    for title in ("USED", "BOOKED", "OF", "COMPUTE"):
+        table.add_column(title, no_wrap=True, justify="right")
+    table.add_column("POD" if wide else "PODS")
+    for node in found.nodes:
+        _rows(table, node, wide=wide)
+    out.print(table)
+    _unmeasured(found, out)
+
+
+def _sums(found: ClusterUse) -> Text:
+    share = found.booked / found.usable if found.usable else 0.0
+    said = f"{counted(found.gpus, 'GPU')} on {counted(len(found.nodes), 'node')}: {gib(found.booked)} of "
+    said += f"{gib(found.usable)} booked ({share:.0%})"
+    if not found.measured_nodes:
+        return Text(f"{said}; what is used is not known")
+    if found.measured_nodes == len(found.nodes):
+        return Text(f"{said}, {gib(found.used)} used")
+    return Text(f"{said}, {gib(found.used)} used on the {counted(found.measured_nodes, 'node')} that could be asked")
+
+
+def _rows(table: Table, node: NodeUse, *, wide: bool) -> None:
+    if node.problem:
+        table.add_row(text(node.name), "", text(node.problem, "red"))
+        return
+    name = node.name if node.state == "serving" else f"{node.name} ({node.state})"
+    for gpu in node.gpus:
+        index = Text(str(gpu.index), style="" if gpu.health == "ok" else "red")
+        if gpu.health != "ok":
+            index.append(f" {gpu.health}")
+        table.add_row(
+            text(name),
+            index,
+            text(gpu.model.removeprefix("NVIDIA "), ""),
+            _bar(gpu),
+            _amount(gpu.used),
+            _amount(gpu.booked),
+            _amount(gpu.usable),
+            f"{gpu.booked_compute}%",
+            "" if wide else _pods(gpu),
+        )
+        name = ""
+        if wide:
+            for piece in gpu.slices:
+                _slice(table, piece)
+            if gpu.foreign:
+                table.add_row(
+                    "", "", "", "", _amount(gpu.foreign), "", "", "", Text("processes without a slice", "red")
+                )
+
+
+def _slice(table: Table, piece: SliceUse) -> None:
+    booked = Text("whole") if piece.whole else Text(piece.instance) if piece.instance else _amount(piece.booked)
+    who = text(f"{piece.pod} {piece.container}".strip())
+    if piece.above:
+        who.append(" above its slice", style="bold red")
+    elif not piece.booked and not piece.instance:
+        who.append(" holds no slice", style="red")
+    compute = f"{piece.compute}%" if piece.compute else ""
+    table.add_row("", "", "", "", _amount(piece.used), booked, "", compute, who)
+
+
+def _pods(gpu: GpuUse) -> Text:
+    """Who uses most first."""
+    used: dict[str, int] = {}
+    above: set[str] = set()
+    for piece in gpu.slices:
+        used[piece.pod] = used.get(piece.pod, 0) + (piece.booked if piece.used is None else piece.used)
+        if piece.above:
+            above.add(piece.pod)
+    order = sorted(used, key=lambda pod: (pod not in above, -used[pod], pod))
+    shown = Text(f"{len(order)}: " if order else "")
+    for at, pod in enumerate(order[:_MOST_PODS]):
+        shown.append(", " if at else "")
+        shown.append_text(text(pod, "bold red" if pod in above else ""))
+        if pod in above:
+            shown.append(" (above)", style="bold red")
+    left = len(order) - _MOST_PODS
+    shown.append(f" and {left} more" if left > 0 else "")
+    if gpu.foreign:
+        shown.append(f"  +{gib(gpu.foreign)} foreign", style="red")
+    return shown
+
+
+def _bar(gpu: GpuUse) -> Text:
+    """Used, then booked and not used, then free."""
+    if not gpu.usable:
+        return Text(" " * _BAR)
+    booked = min(_BAR, round(gpu.booked / gpu.usable * _BAR))
+    used = min(_BAR, round((gpu.used or 0) / gpu.usable * _BAR))
+    bar = Text("█" * used, style="cyan")
+    bar.append("▒" * max(0, booked - used), style="cyan")
+    return bar.append("░" * (_BAR - max(booked, used)), style="dim")
+
+
+def _amount(amount: int | None) -> Text:
+    return Text("-", style="dim") if amount is None else Text(f"{amount / (1 << 30):.1f}")
+
+
+def _unmeasured(found: ClusterUse, out: Console) -> None:
+    """Where nothing is known of what is used, and why; equal reasons together."""
+    by_problem: dict[str, list[str]] = {}
+    for node in found.nodes:
+        if node.unmeasured and not node.problem:
+            by_problem.setdefault(node.unmeasured, []).append(node.name)
+    if by_problem:
+        out.print()
+    for why, names in by_problem.items():
+        where = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        out.print(Text.assemble("not measured: ", text(where), " (", text(why), ")"), soft_wrap=True)
+    out.print(Text("memory in GiB; █ used ▒ booked ░ free", style="dim"))

@@ -1,0 +1,395 @@
+"""The life of one pod: what was asked, what admission wrote, where it is planned, what it got, why it waits, what helps.
+
+Everything is told from objects: the pod, the nodes, the other pods, its Events. What a person reads in them one by one with
+kubectl is put beside each other here, by the rules that the parts themselves follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from tessera.dialects.recognise import Dialects
+from tessera.doctor.capacity import Capacity, Verdict, asked_of
+from tessera.doctor.finding import counted, several
+from tessera.doctor.objects import Event, LookedNode, LookedPod
+from tessera.doctor.times import age, ago, moment
+from tessera.model import inventory as inventories
+from tessera.model import plan as plans
+from tessera.model import request as requests
+from tessera.model.config import Config
+from tessera.model.errors import AnnotationError, RequestError, TesseraError
+from tessera.model.guarantee import Guarantee
+from tessera.model.inventory import Gpu
+from tessera.model.names import Names
+from tessera.model.plan import Plan, PlannedSlice
+from tessera.model.quantity import binary
+from tessera.model.tickets import Ask, containers, describe, ticket_counts
+from tessera.placement.claims import planned_places
+
+_MOST_EVENTS: Final = 8
+_MOST_NODES: Final = 8
+
+
+class SliceTold(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """One container's slice of one GPU, in words: amount and where."""
+
+    container: str
+    gpu: str
+    model: str
+    amount: str
+
+
+class EventTold(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """One Event: seconds since it was last seen (None: unknown), how often, and what it says."""
+
+    age: float | None
+    count: int
+    type: str
+    reason: str
+    message: str
+
+
+class WhyNot(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """A reason why nodes do not take the pod; `never`: nothing that other pods do changes it."""
+
+    reason: str
+    nodes: tuple[str, ...]
+    never: bool
+
+
+class Story(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The whole of it.
+
+    Attributes:
+        pod: ``namespace/name``. state: in words. node: where it is bound, "" where it isn't.
+        dialect: in which it asked, "" where it asks nothing. asked: by container, in words.
+        wishes: annotations that narrow the choice. tickets: by container, what admission wrote.
+        planned, given: slices; `given` is what the node reports or, as planned, what a running pod has.
+        plan_problem: why its plan is not believed. drifted: what it was given is not what was planned.
+        guarantee: how firmly memory and compute are held. least: the memory guarantee that it insists on.
+        fits, why_not: nodes with room, and reasons of the others, where it waits. scheduler_says: kube-scheduler's own words.
+        events: latest first. next: what helps.
+    """
+
+    pod: str
+    uid: str
+    state: str
+    node: str
+    scheduler: str
+    dialect: str
+    asked: dict[str, str]
+    wishes: dict[str, str]
+    tickets: dict[str, dict[str, int]]
+    planned: tuple[SliceTold, ...]
+    plan_problem: str
+    given: tuple[SliceTold, ...]
+    drifted: bool
+    guarantee: str
+    least: str
+    fits: tuple[str, ...]
+    why_not: tuple[WhyNot, ...]
+    scheduler_says: str
+    events: tuple[EventTold, ...]
+    next: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What beside the pod is known.
+
+    Attributes:
+        config: of the installation. now: seconds since 1970.
+        nodes, pods: of the cluster; None where they can't be read. events: of the pod; None likewise.
+        served: names of schedulers that ask our extender.
+    """
+
+    config: Config
+    now: float
+    nodes: tuple[LookedNode, ...] | None
+    pods: tuple[LookedPod, ...] | None
+    events: tuple[Event, ...] | None
+    served: frozenset[str]
+
+
+def tell(pod: LookedPod, around: Surroundings) -> Story:
+    """Tell a pod's story."""
+    config, names = around.config, around.config.names
+    asked = asked_of(pod, config)
+    node = next((n for n in around.nodes or () if n.metadata.name == pod.spec.node_name), None)
+    gpus = _gpus(node, names)
+    plan, plan_problem = _plan(pod, asked, names)
+    reported = _reported(node, pod, names)
+    planned = _slices(plan.containers if plan else {}, gpus, names)
+    running = pod.spec.node_name and pod.status.phase in ("Running", "Succeeded")
+    given = _slices(reported, gpus, names) if reported else planned if running and plan else ()
+    waits = bool(asked) and not pod.spec.node_name and not pod.ended
+    verdict = _verdict(pod, around) if waits else None
+    dialect, words = _asked(pod, asked, config)
+    scheduled = pod.condition("PodScheduled")
+    return Story(
+        pod=pod.key,
+        uid=pod.metadata.uid,
+        state=_state(pod, around.now),
+        node=pod.spec.node_name,
+        scheduler=pod.spec.scheduler_name or "default-scheduler",
+        dialect=dialect,
+        asked=words,
+        wishes=_wishes(pod, names),
+        tickets=_tickets(pod, names),
+        planned=planned,
+        plan_problem=plan_problem,
+        given=given,
+        drifted=reported is not None,
+        guarantee=_guarantee(plan, given, gpus),
+        least=pod.metadata.annotation(names.guarantee) or "",
+        fits=verdict.fits if verdict else (),
+        why_not=tuple(
+            WhyNot(reason=why, nodes=where, never=why in verdict.never) for why, where in verdict.rejected.items()
+        )
+        if verdict
+        else (),
+        scheduler_says=scheduled.message if scheduled and not pod.spec.node_name else "",
+        events=_events(around.events or (), around.now),
+        next=tuple(_next(pod, asked, around, verdict=verdict, plan=plan, reported=reported is not None)),
+    )
+
+
+def _gpus(node: LookedNode | None, names: Names) -> dict[str, Gpu]:
+    text = node.metadata.annotation(names.inventory) if node else None
+    try:
+        return {gpu.id: gpu for gpu in inventories.decode(text).gpus} if text else {}
+    except AnnotationError:
+        return {}
+
+
+def _plan(pod: LookedPod, asked: Sequence[Ask], names: Names) -> tuple[Plan | None, str]:
+    """The pod's plan, and why it is none where it is none although it is written."""
+    text = pod.metadata.annotation(names.plan)
+    if text is None:
+        return None, ""
+    try:
+        plan = plans.decode(text)
+    except AnnotationError as error:
+        return None, str(error)
+    if plan.node != pod.spec.node_name:
+        return None, f"it was made for node {plan.node}, the pod is on {pod.spec.node_name or 'no node'}"
+    if planned_places(pod, asked, names) is None:
+        return None, "it does not say what the pod's tickets say, so nobody goes by it"
+    return plan, ""
+
+
+def _reported(node: LookedNode | None, pod: LookedPod, names: Names) -> dict[str, tuple[PlannedSlice, ...]] | None:
+    """What the node says it gave otherwise than planned; None where it says nothing of this pod."""
+    text = node.metadata.annotation(names.drift) if node else None
+    try:
+        return plans.decode_drift(text).get(pod.metadata.uid) if text else None
+    except AnnotationError:
+        return None
+
+
+def _slices(found: dict[str, tuple[PlannedSlice, ...]], gpus: dict[str, Gpu], names: Names) -> tuple[SliceTold, ...]:
+    return tuple(
+        SliceTold(
+            container=container,
+            gpu=piece.gpu,
+            model=gpus[piece.gpu].model if piece.gpu in gpus else "",
+            amount=_amount(piece, names),
+        )
+        for container, pieces in found.items()
+        for piece in pieces
+    )
+
+
+def _amount(piece: PlannedSlice, names: Names) -> str:
+    if piece.instance is not None:
+        return f"MIG instance {piece.instance} ({piece.mig})"
+    if piece.whole:
+        return "the whole GPU"
+    compute = f" and {piece.compute} % of compute" if piece.compute else ""
+    return f"{binary((piece.units or 0) * names.memory_unit)} of memory{compute}"
+
+
+def _asked(pod: LookedPod, asked: Sequence[Ask], config: Config) -> tuple[str, dict[str, str]]:
+    """The dialect and, by container, what is asked: as admission noted it, by the tickets, or as it would be read."""
+    names = config.names
+    if asked:
+        text = pod.metadata.annotation(names.request)
+        try:
+            dialect = requests.decode(text).dialect if text else "tickets"
+        except AnnotationError:
+            dialect = "tickets"
+        return dialect, {ask.container: describe(ask.request) for ask in asked}
+    try:
+        found = Dialects(config).recognise(pod)
+    except RequestError as error:
+        return "", {error.container or "pod": f"what no dialect can mean: {error.problem}"}
+    except TesseraError:
+        return "", {}
+    if found is None:
+        return "", {}
+    return found.request.dialect, {name: describe(each) for name, each in found.request.containers.items()}
+
+
+def _wishes(pod: LookedPod, names: Names) -> dict[str, str]:
+    wanted = (
+        names.gpu_models, names.gpu_uuids, names.gpu_placement, names.gpu_topology, names.guarantee,
+        names.placement_profile, names.resize,
+    )  # fmt: skip
+    return {name: value for name in wanted if (value := pod.metadata.annotation(name)) is not None}
+
+
+def _tickets(pod: LookedPod, names: Names) -> dict[str, dict[str, int]]:
+    found = {}
+    for container, _ in containers(pod):
+        try:
+            counts = ticket_counts(container, names)
+        except RequestError:
+            continue
+        if counts:
+            found[container.name] = dict(sorted(counts.items()))
+    return found
+
+
+def _guarantee(plan: Plan | None, given: Iterable[SliceTold], gpus: dict[str, Gpu]) -> str:
+    if plan is not None:
+        return f"memory {plan.guarantee.memory.value}, compute {plan.guarantee.compute.value}"
+    found = [gpus[piece.gpu].guarantee for piece in given if piece.gpu in gpus]
+    if not found:
+        return ""
+    order = list(Guarantee)
+    memory = max((each.memory for each in found), key=order.index)
+    compute = max((each.compute for each in found), key=order.index)
+    return f"memory {memory.value}, compute {compute.value}"
+
+
+def _state(pod: LookedPod, now: float) -> str:
+    made = f"made {ago(age(pod, now))} ago"
+    if pod.metadata.deletion_timestamp:
+        return f"being deleted, {made}"
+    reason = f" ({pod.status.reason})" if pod.status.reason else ""
+    if not pod.spec.node_name and not pod.ended:
+        gated = (scheduled := pod.condition("PodScheduled")) is not None and scheduled.reason == "SchedulingGated"
+        return f"{'held by its scheduling gates' if gated else 'waits for a node'}, {made}"
+    return f"{pod.status.phase or 'Pending'}{reason}, {made}"
+
+
+def _verdict(pod: LookedPod, around: Surroundings) -> Verdict | None:
+    if around.nodes is None or around.pods is None:
+        return None
+    return Capacity(around.nodes, around.pods, around.config).judge(pod)
+
+
+def _events(events: Iterable[Event], now: float) -> tuple[EventTold, ...]:
+    def at(event: Event) -> float | None:
+        return (
+            moment(event.last_timestamp)
+            or moment(event.event_time)
+            or moment(event.first_timestamp)
+            or moment(event.metadata.creation_timestamp)
+        )
+
+    told = [
+        EventTold(
+            age=None if (when := at(event)) is None else max(0.0, now - when),
+            count=event.count or 1,
+            type=event.type,
+            reason=event.reason,
+            message=event.message,
+        )
+        for event in events
+    ]
+    return tuple(sorted(told, key=lambda each: each.age if each.age is not None else float("inf"))[:_MOST_EVENTS])
+
+
+def _next(
+    pod: LookedPod,
+    asked: Sequence[Ask],
+    around: Surroundings,
+    *,
+    verdict: Verdict | None,
+    plan: Plan | None,
+    reported: bool,
+) -> Iterable[str]:
+    """What helps, the nearest first."""
+    scheduler = pod.spec.scheduler_name or "default-scheduler"
+    if not asked:
+        yield from _not_ours(pod, around)
+        return
+    if pod.status.phase == "Failed":
+        yield f"It has failed: {pod.status.message or pod.status.reason or 'its events say why'}. A pod that failed holds no GPU."
+        if pod.status.reason == "UnexpectedAdmissionError":
+            yield "Its node refused it; delete it, so that its owner makes it anew and it is placed again."
+        return
+    if pod.ended:
+        return
+    if not pod.spec.node_name:
+        yield from _waiting(pod, around, verdict, scheduler)
+        return
+    if reported and plan is not None:
+        yield "It has other GPUs than planned; if it runs well, nothing. Delete it to have it placed anew."
+    elif reported:
+        yield f"It has no plan (scheduler {scheduler}): the node packed it. Leave spec.nodeName and the scheduler to Tessera."
+    elif plan is None:
+        yield "It is bound without a plan of its own; until its node reports where it is, its slice is withheld on every GPU there."
+    if pod.status.phase == "Pending":
+        yield "It has a node and does not run yet: its events, and the node agent's log there, say what it waits for."
+
+
+def _not_ours(pod: LookedPod, around: Surroundings) -> Iterable[str]:
+    dialect, _ = _asked(pod, (), around.config)
+    if dialect:
+        yield (
+            f"It asks for GPUs as {dialect} does and admission never translated it: it was made before Tessera was installed "
+            "or while the webhook was not called. Delete it, so that its owner makes it anew; tessera mutate shows what "
+            "admission does."
+        )
+    else:
+        yield "It asks for no GPU of Tessera's. tessera mutate -f shows how admission reads a manifest."
+
+
+def _waiting(pod: LookedPod, around: Surroundings, verdict: Verdict | None, scheduler: str) -> Iterable[str]:
+    scheduled = pod.condition("PodScheduled")
+    if scheduled is not None and scheduled.reason == "SchedulingGated":
+        yield "Somebody holds it by scheduling gates (a queue such as Kueue); it is placed when they are taken away."
+        return
+    if scheduler not in around.served:
+        yield f"Its scheduler is {scheduler}; {several(sorted(around.served))} asks Tessera. Take schedulerName out of its manifest."
+    if scheduled is None or not scheduled.message:
+        yield f"No scheduler has tried it yet. Is {scheduler} running? (tessera doctor)"
+    if verdict is None:
+        yield "Nodes and pods can't be read with these rights, so why it finds no GPU can't be told."
+        return
+    if verdict.problem:
+        yield f"Its request makes no sense: {verdict.problem}"
+        return
+    if verdict.fits:
+        where = several(verdict.fits, most=_MOST_NODES)
+        yield f"By GPUs alone {where} would do: look at its CPU and memory, node selectors, taints and affinity."
+        return
+    if verdict.rejected and set(verdict.rejected) == verdict.never:
+        yield "No node will ever do, whoever leaves: change what it asks, or add such GPUs."
+        return
+    yield from _less(pod, asked_of(pod, around.config), around)
+
+
+def _less(pod: LookedPod, asked: Sequence[Ask], around: Surroundings) -> Iterable[str]:
+    config = around.config
+    best, largest = Capacity(around.nodes or (), around.pods or (), config).largest()
+    free = binary(best * config.memory_unit)
+    most = binary(largest * config.memory_unit)
+    if any(ask.request.whole for ask in asked):
+        yield f"A GPU is free as a whole only when every slice on it has ended; a slice of up to {free} would fit now."
+    else:
+        yield f"The most that is free on one GPU now is {free} (largest GPU: {most}): ask for less, or wait until pods end."
+    priority = pod.spec.priority or 0
+    lower = sum(
+        1
+        for each in around.pods or ()
+        if each.spec.node_name and not each.ended and (each.spec.priority or 0) < priority and asked_of(each, config)
+    )
+    if lower and pod.spec.preemption_policy != "Never":
+        yield f"{counted(lower, 'running pod')} with GPUs {'has' if lower == 1 else 'have'} a lower priority and may be preempted."
