@@ -55,7 +55,7 @@ images: $(VENV)/.ready ## both container images, without an engine (root); ARGS=
 	@$(BIN)/python -m images $(ARGS)
 
 manifests: $(VENV)/.ready ## make again what of manifests/ depends on the config
-	@$(BIN)/tessera generate -o manifests --config $(if $(CONFIG),$(CONFIG),manifests/base/config.yaml)
+	@$(BIN)/tessera generate -o manifests --config $(if $(CONFIG),$(CONFIG),manifests/components/second-scheduler/config.yaml)
 
 # uv resolves; what is written is plain pip input with hashes and no registry's name.
 lock: $(VENV)/.ready ## refresh locks/*.txt

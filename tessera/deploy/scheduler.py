@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from tessera.model.config import Config
+from tessera.model.config import Config, Lease
 from tessera.model.errors import ConfigError
 
 Form = Literal["second", "default"]
@@ -17,7 +17,8 @@ Form = Literal["second", "default"]
 
 NAMESPACE: Final = "tessera-system"
 DEFAULT_SCHEDULER: Final = "default-scheduler"
-LEASE: Final = "tessera-scheduler"
+LEASE: Final = Lease(name="tessera-scheduler", namespace=NAMESPACE)
+"""Of a second kube-scheduler; the manifests' config tells the extenders of it."""
 EXTENDER_URL: Final = "http://127.0.0.1:9460"
 """Loopback in both forms: whichever kube-scheduler leads asks the extender beside it, and no port is open to others."""
 DEFAULT_KUBECONFIG: Final = "/etc/kubernetes/scheduler.conf"
@@ -69,10 +70,11 @@ def scheduler_configuration(config: Config, *, form: Form = "second") -> dict[st
         name = config.scheduler_name
         if name in ("", DEFAULT_SCHEDULER):
             raise ConfigError(
-                f"schedulerName: {name!r} is no name for a second scheduler; write one such as {LEASE}, "
+                f"schedulerName: {name!r} is no name for a second scheduler; write one such as {LEASE.name}, "
                 "or install the form for the cluster's own scheduler"
             )
-        election |= {"resourceName": LEASE, "resourceNamespace": NAMESPACE}
+        lease = LEASE if config.lease == Lease() else config.lease
+        election |= {"resourceName": lease.name, "resourceNamespace": lease.namespace}
     else:
         name = DEFAULT_SCHEDULER
         connection["kubeconfig"] = DEFAULT_KUBECONFIG
