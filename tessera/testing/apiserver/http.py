@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
 from aiohttp import web
 
-from tessera.testing.apiserver import discovery, status
+from tessera.testing.apiserver import discovery, proxy, status
 from tessera.testing.apiserver.access import Authorize, User
 from tessera.testing.apiserver.apply import APPLY_PATCH, apply, read_applied
 from tessera.testing.apiserver.binding import SUCCESS, PodActions
@@ -62,8 +62,10 @@ class Handler:
         authenticate: Authenticate,
         authorize: Authorize | None,
         bookmark_interval: float,
+        proxied_pods: Mapping[str, str],
     ) -> None:
-        """Answer from `registry`; `bookmark_interval` is in seconds."""
+        """Answer from `registry`; `bookmark_interval` is in seconds, `proxied_pods` are addresses (see `proxy`)."""
+        self._proxied_pods = proxied_pods
         self._registry = registry
         self._actions = actions
         self._lister = lister
@@ -126,6 +128,8 @@ class Handler:
             raise status.unauthorized()
         if (found := discovery.answer(self._registry.catalog, path)) is not None:
             return _json(200, found)
+        if http.method == "GET" and (asked := proxy.read(path)) is not None:
+            return await self._proxied(asked, user, http)
         call = await read_call(http, self._registry.catalog, user, warnings)
         code = 0
         try:
@@ -144,6 +148,28 @@ class Handler:
             raise
         finally:
             self.handled.append(Handled(call.seen, code))
+        return response
+
+    async def _proxied(self, asked: proxy.Proxied, user: User, http: web.BaseRequest) -> web.StreamResponse:
+        target = Target(self._registry.catalog.named("pods"), asked.namespace, asked.pod, "proxy")
+        seen = Seen(
+            verb="get", plural="pods", subresource="proxy", namespace=asked.namespace, name=asked.pod,
+            path=http.rel_url.raw_path, user=user,
+        )  # fmt: skip
+        code = 0
+        try:
+            if self._authorize is not None and not self._authorize(user, "get", target):
+                raise status.forbidden("", "pods", asked.pod, f'User "{user.name}" cannot get resource "pods/proxy"')
+            if await self._faults.before(seen) is not None:
+                raise _CutError
+            self._registry.read(target)
+            response = await proxy.answer(asked, self._proxied_pods)
+            code = response.status
+        except status.StatusError as error:
+            code = error.code
+            raise
+        finally:
+            self.handled.append(Handled(seen, code))
         return response
 
     async def _dispatch(self, call: Call) -> web.StreamResponse:

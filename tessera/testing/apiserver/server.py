@@ -50,6 +50,7 @@ class FakeApiServer:
         anonymous: User | None = ADMIN,
         authorize: Authorize | None = None,
         services: Mapping[str, str] | None = None,
+        proxied_pods: Mapping[str, str] | None = None,
         match_condition: MatchCondition | None = None,
         resources: Iterable[Resource] = (),
         history: int = HISTORY,
@@ -65,6 +66,7 @@ class FakeApiServer:
             anonymous: who a request without credentials comes from; None refuses it.
             authorize: decides what users may do; without it everybody may do everything.
             services: address (``host:port``) by ``namespace/name`` for webhooks that are named by Service.
+            proxied_pods: address by ``namespace/name:port`` of pods that can be asked through pods/proxy.
             match_condition: decides on webhooks' match conditions; without it they count as met.
             resources: to serve beside the built-in ones.
             history: changes of one resource that a watch can go back.
@@ -95,6 +97,7 @@ class FakeApiServer:
             authenticate=self._authenticate,
             authorize=authorize,
             bookmark_interval=bookmark_interval,
+            proxied_pods=proxied_pods or {},
         )
         for name in _NAMESPACES:
             self.add_namespace(name)

@@ -190,6 +190,11 @@ def internal(problem: str) -> StatusError:
     return StatusError(500, "InternalError", message, details={"causes": [{"message": problem}]})
 
 
+def unavailable(problem: str) -> StatusError:
+    """503: what is to answer in the server's stead does not."""
+    return StatusError(503, "ServiceUnavailable", problem)
+
+
 def too_many_requests(problem: str, *, retry_after: int) -> StatusError:
     """429."""
     return StatusError(429, "TooManyRequests", problem, retry_after=retry_after)
