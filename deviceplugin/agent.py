@@ -26,14 +26,14 @@ from deviceplugin.drift import drift
 from deviceplugin.gpus import GpuSide
 from deviceplugin.identity import Identity
 from deviceplugin.isolation.environment import Environment
-from deviceplugin.ledger import Owner
+from deviceplugin.leaving import awaited, drain
 from deviceplugin.ledgerfile import LedgerFile
 from deviceplugin.metrics import NodeMetrics
 from deviceplugin.notices import Notices
 from deviceplugin.nvml.source import GpuSource, Starting
 from deviceplugin.placing import Placing
 from deviceplugin.podresources import PodResources
-from deviceplugin.pods import DECODER, NodePods, PodsEndpoint, uid_of
+from deviceplugin.pods import DECODER, NodePods, PodsEndpoint
 from deviceplugin.prestart import PreStart
 from deviceplugin.processes import ProcessMap
 from deviceplugin.publish import Publisher, metadata
@@ -58,10 +58,6 @@ _log = logging.getLogger(__name__)
 SYNC_WITHIN: Final = 3.0
 """Seconds to wait for the API server and for NVML at start."""
 LEDGER: Final = "ledger.json"
-DRAIN_WITHIN: Final = 10.0
-"""Seconds for which a leaving agent serves pods that are planned for it already."""
-_LOOK_EVERY: Final = 0.1
-
 Phase = Literal["warming up", "waiting", "taking over", "serving", "draining"]
 """An agent's life: everything slow, the wait for the node's lock, the ledger and the kubelet, its work, the hand-over."""
 
@@ -375,31 +371,20 @@ class Agent:
     # Leaving.
 
     async def _drain(self) -> None:
-        """Take no new pods, and serve those that are planned for us already."""
+        """Take no new pods, and serve those that are on their way to us already."""
         self._phase = "draining"
         if not self.board.offers:
             return
-        end = self._clock.monotonic() + DRAIN_WITHIN
-        if self._publisher is not None:
-            await self._publisher.publish()
-        while (waiting := self._awaited()) and self._clock.monotonic() < end:
-            await self._clock.sleep(_LOOK_EVERY)
-        if waiting:
-            _log.warning("leaving before %s were admitted", ", ".join(waiting))
-
-    def _awaited(self) -> list[str]:
-        """Pods that are planned for this node and have not got all their slices."""
-        return [
-            pod.key
-            for pod in self.pods.all()
-            if not pod.ended
-            and pod.metadata.deletion_timestamp is None
-            and pod.metadata.annotation(self.board.names.plan) is not None
-            and any(
-                self.board.ledger.get(Owner(uid_of(pod), wanting.name)) is None
-                for wanting in self.identity.wanting(pod)
+        telling = asyncio.create_task(self._publisher.publish()) if self._publisher is not None else None
+        try:
+            await drain(
+                lambda: awaited(self.pods.all(), self.identity, self.board.ledger),
+                told=lambda: telling is None or telling.done(),
+                clock=self._clock,
             )
-        ]
+        finally:
+            if telling is not None:
+                telling.cancel()
 
 
 def _pod_cache(client: ApiClient | None, node: str, *, clock: Clock, rng: Random) -> WatchCache[Pod] | None:

@@ -221,7 +221,7 @@ class Identity:
             done = given is not None and resource in given.devices
             if wanting.role == "init":
                 # List never shows plain init containers, but a pod whose containers run was admitted as a whole.
-                if not done and not _admitted(pod):
+                if not done and not admitted(pod):
                     yield wanting, True
                 continue
             if done and not doubt:
@@ -254,7 +254,8 @@ def _wanting(pod: Pod, names: Names) -> Iterator[Wanting]:
             yield Wanting(container.name, role(container, init=init), counts)
 
 
-def _admitted(pod: Pod) -> bool:
+def admitted(pod: Pod) -> bool:
+    """Whether the kubelet has let a pod in, as a whole: something of it runs or has run."""
     status = pod.status
     started = (*(status.init_container_statuses or ()), *(status.container_statuses or ()))
     return status.phase not in ("", "Pending") or any(each.container_id for each in started)

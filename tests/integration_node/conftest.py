@@ -20,7 +20,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from deviceplugin import agent as agents
-from deviceplugin import monitor, settle
+from deviceplugin import leaving, monitor, settle
 from deviceplugin.agent import Agent, Places
 from deviceplugin.isolation.environment import Environment
 from deviceplugin.kubeletpods import KubeletPods
@@ -324,6 +324,7 @@ async def make_cluster(folder, monkeypatch):
         (settle, "SURE_AFTER", 0.2),
         (settle, "SOON", 0.1),
         (agents, "SYNC_WITHIN", 0.5),
+        (leaving, "QUIET", 0.1),
         (monitor, "SETTLE", 0.3),
     ):
         monkeypatch.setattr(module, name, seconds)

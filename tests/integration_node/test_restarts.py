@@ -10,15 +10,9 @@ import pytest
 
 from deviceplugin.errors import LedgerFileError
 from deviceplugin.ledgerfile import read
-from deviceplugin.nvml.facts import GpuProcess
 from tessera.model.names import names
 
 UNITS, PERCENT, COMPUTE = names().tickets
-
-
-def problems(agent):
-    """What /readyz says."""
-    return {name: reason for name, check in agent.checks.items() if (reason := check()) is not None}
 
 
 def ledger(cluster):
@@ -82,72 +76,6 @@ async def test_a_killed_agent_knows_everything_again(make_cluster, damage):
     assert held == [cluster.agent.board.ledger.held(cluster.gpu(index)) for index in (0, 1)]
     q = next(grant for grant in cluster.agent.board.ledger if grant.name == "q")
     await cluster.until(lambda: list(cluster.drift()) == [q.uid])
-
-
-async def test_a_newcomer_waits_for_the_old_agent_and_takes_over_at_once(make_cluster):
-    cluster = await make_cluster()
-    cluster.pod("p", {UNITS: 16}, plan={"main": [(1, 16, 0)]})
-    await cluster.running_pod("p")
-    old, old_stop = cluster.running, cluster.stop
-    newcomer = await cluster.make_agent(driver=cluster.same_gpus())
-    assert newcomer.checks["lock"]() == "warming up", "nobody is to leave for one that isn't warm"
-    stop = asyncio.Event()
-    running = asyncio.create_task(newcomer.run(stop))
-    await cluster.until(lambda: newcomer.pods.synced and newcomer.board.offers)
-    await cluster.until(lambda: "another agent holds" in (newcomer.notes["lock"]() or ""))
-    # Or a roll-out would wait for the newcomer for ever, and the newcomer for the roll-out.
-    assert problems(newcomer) == {}
-    assert cluster.kubelet.capacity().allocatable[COMPUTE] == 200
-    shown = []
-    newcomer.board.ledger.subscribe(lambda: shown.append(problems(newcomer)))
-    old_stop.set()
-    await old
-    cluster.agent, cluster.running, cluster.stop = newcomer, running, stop
-    await cluster.until(lambda: all(cluster.kubelet.capacity().allocatable.get(name) for name in (UNITS, COMPUTE)))
-    assert "not registered" in shown[0]["lock"], "it has the lock, and the kubelet doesn't know it yet"
-    await cluster.until(lambda: problems(newcomer) == {})
-    assert newcomer.notes["lock"]() is None
-    assert [grant.name for grant in newcomer.board.ledger] == ["p"]
-    uid = cluster.pod("after", {UNITS: 16}, plan={"main": [(0, 16, 0)]})
-    await cluster.running_pod("after")
-    assert cluster.given(uid)[UNITS] == {cluster.gpu(0)}
-    await cluster.until(lambda: cluster.inventory().state == "serving")
-
-
-async def test_a_newcomer_calls_nobody_foreign_while_it_knows_no_slice(make_cluster):
-    cluster = await make_cluster()
-    uid = cluster.pod("p", {UNITS: 16}, plan={"main": [(1, 16, 0)]})
-    await cluster.running_pod("p")
-    (record,) = cluster.kubelet.containers(uid)
-    driver = cluster.same_gpus()
-    driver.processes[cluster.gpu(1)] = (GpuProcess(pid=record.pid, memory=4 << 30),)
-    newcomer = await cluster.make_agent(driver=driver)
-    ticks = []
-    newcomer._source.on_tick(ticks.append)
-    held = []
-    newcomer.board.subscribe(lambda: held.append([gpu.held for gpu in newcomer.board.gpus.values()]))
-    stop = asyncio.Event()
-    running = asyncio.create_task(newcomer.run(stop))
-    # Three tenths of a second are enough to be foreign here.
-    await cluster.until(lambda: newcomer.notes["lock"]() and len(ticks) > 6)
-    await cluster.stop_agent()
-    cluster.agent, cluster.running, cluster.stop = newcomer, running, stop
-    await cluster.serving()
-    await cluster.until(lambda: newcomer.gpus.monitor.report.usage)
-    assert max(map(max, held)) == 0, "its first word to the kubelet would have withheld what the pod uses"
-
-
-async def test_a_leaving_agent_serves_the_pod_that_is_planned_for_it(make_cluster):
-    cluster = await make_cluster()
-    await cluster.node.stop()
-    cluster.pod("late", {UNITS: 16}, plan={"main": [(0, 16, 0)]})
-    await cluster.until(lambda: len(cluster.agent.pods.all()) == 1)
-    leaving = asyncio.create_task(cluster.stop_agent())
-    await cluster.until(lambda: cluster.inventory().state == "draining")
-    await cluster.node.start()
-    await cluster.running_pod("late")
-    await leaving
-    assert not [name for name in os.listdir(cluster.kubelet.paths.plugins) if name.startswith("tessera-")]
 
 
 async def test_the_agent_starts_before_its_kubelet(make_cluster):
