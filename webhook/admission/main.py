@@ -7,11 +7,12 @@ import gc
 import logging
 import os
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from random import Random
 from typing import Final
 
+import msgspec
 from prometheus_client import CollectorRegistry
 
 from tessera.daemon.configfile import ConfigFile
@@ -23,11 +24,17 @@ from tessera.kube.client import ApiClient
 from tessera.kube.clock import Clock, SystemClock
 from tessera.kube.config import SERVICE_ACCOUNT_DIR, connect
 from tessera.kube.errors import KubeError
+from tessera.kube.resources import NODES
+from tessera.kube.watch import WatchCache
 from tessera.model.config import parse
+from tessera.model.names import Names
+from tessera.placement.shape import Shape
 from webhook.admission.cabundle import POLL, CaBundle
+from webhook.admission.capacity import Capacity, GpuNode
 from webhook.admission.certificates import Certificates
 from webhook.admission.certstore import DirectoryStore, SecretStore, Store
 from webhook.admission.metrics import Metrics, watch_loop
+from webhook.admission.mutate import unknown_capacity
 from webhook.admission.paths import Paths
 from webhook.admission.server import AdmissionServer
 
@@ -81,12 +88,14 @@ async def serve(options: Namespace, signals: Signals, *, clock: Clock, environ: 
     metrics = Metrics(registry)
     config = ConfigFile(options.config, lambda text: parse(text, dialects=OPTIONS), registry=registry)
     signals.on_hangup(config.reload)
-    paths = Paths(config.current, metrics)
-    config.subscribe(paths.take)
     async with AsyncExitStack() as stack:
         client = _client(options, environ, clock)
+        nodes = None
         if client is not None:
             await stack.enter_async_context(client)
+            nodes = _nodes(client, config.current.names, clock)
+        paths = Paths(config.current, metrics, capacity=unknown_capacity if nodes is None else _capacity(nodes, config))
+        config.subscribe(paths.take)
         certificates = _certificates(options, environ, client, clock=clock, metrics=metrics)
         checks = {
             "certificate": certificates.problem,
@@ -111,6 +120,8 @@ async def serve(options: Namespace, signals: Signals, *, clock: Clock, environ: 
         if client is not None:
             bundle = CaBundle(client, name=options.webhook_configuration, clock=clock, metrics=metrics)
             jobs.append(_keep_bundle(bundle, certificates))
+        if nodes is not None:
+            jobs.append(nodes.run())
         tasks = [asyncio.create_task(job) for job in jobs]
         # What is there now stays: the collector need not look at it again, and its pauses stay short.
         gc.collect()
@@ -144,6 +155,19 @@ def _client(options: Namespace, environ: Mapping[str, str], clock: Clock) -> Api
         return None
     connection = connect(options.kubeconfig, environ=environ, clock=clock)
     return ApiClient(connection, clock=clock, rng=Random(), user_agent="tessera-webhook")  # noqa: S311  jitter
+
+
+def _nodes(client: ApiClient, names: Names, clock: Clock) -> WatchCache[GpuNode]:
+    """A copy of the nodes that share GPUs; it fills by itself, and nothing waits for it."""
+    decoder = msgspec.json.Decoder(GpuNode)
+    labels = f"{names.node_sharing}=true"
+    return WatchCache(client, NODES, decoder, clock=clock, rng=Random(), labels=labels)  # noqa: S311  jitter
+
+
+def _capacity(nodes: WatchCache[GpuNode], config: ConfigFile) -> Callable[[Shape], str]:
+    capacity = Capacity(config.current.names, synced=nodes.synced.is_set)
+    nodes.subscribe(capacity.changed)
+    return capacity.warning
 
 
 def _certificates(

@@ -6,7 +6,7 @@ changes nothing. Whatever is not ours to change stays as it is, unknown fields i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -20,8 +20,9 @@ from tessera.model.names import Names
 from tessera.model.pod import Manifest
 from tessera.model.quantity import parse
 from tessera.model.request import PodRequest, encode
-from tessera.model.tickets import describe, tickets
-from tessera.placement.wishes import wishes
+from tessera.model.tickets import Ask, describe, tickets
+from tessera.placement.shape import Shape, shape_of
+from tessera.placement.wishes import Wishes, wishes
 from webhook.admission.again import restoring
 from webhook.admission.cni import repair
 from webhook.admission.environment import clean
@@ -33,6 +34,7 @@ from webhook.admission.unbind import unbind
 LONGEST_WARNING: Final = 120
 """Characters that clients show in full."""
 _DEFAULT: Final = "default-scheduler"
+_NO_WISHES: Final = Wishes()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,12 +54,23 @@ class Outcome:
     audit: Mapping[str, str] = field(default_factory=dict)
 
 
+def unknown_capacity(_shape: Shape) -> str:
+    """Nothing is known of any node."""
+    return ""
+
+
 class Mutator:
     """Admission by one config. Make it once per config."""
 
-    def __init__(self, config: Config) -> None:
-        """Prepare the dialects."""
+    def __init__(self, config: Config, *, capacity: Callable[[Shape], str] = unknown_capacity) -> None:
+        """Prepare the dialects.
+
+        Args:
+            config: in force.
+            capacity: says of a shape why no node could hold it; "" where one could, or where that isn't known.
+        """
         self._config = config
+        self._capacity = capacity
         self._names = config.names
         self._dialects = Dialects(config)
 
@@ -92,8 +105,7 @@ class Mutator:
             if pod.metadata.annotation(names.placement_profile) is not None:
                 edits += self._placed(pod, namespace, warnings, audit, asks=False)
         else:
-            if found.annotations or pod.metadata.annotations:
-                wishes({**found.annotations, **(pod.metadata.annotations or {})}, names, config.placement)
+            wished = self._wishes(pod, found)
             if config.limits:
                 check_limits(
                     found.request,
@@ -103,6 +115,9 @@ class Mutator:
                     unit=names.memory_unit,
                 )
             edits += self._converted(pod, found, namespace, warnings, audit)
+            if self._capacity is not unknown_capacity and (problem := self._misfit(found, wished)):
+                warnings.append(problem)
+                audit["fits"] = problem
             warnings += found.warnings
             audit["request"] = "; ".join(
                 f"{name}: {describe(asked)} ({asked.dialect or found.request.dialect})"
@@ -147,6 +162,29 @@ class Mutator:
             operations=operations(pod, kept),
             audit={"update": "what admission had replaced was brought back"} if kept else {},
         )
+
+    def _wishes(self, pod: Manifest, found: Recognition) -> Wishes:
+        """Which GPUs the pod would like.
+
+        Raises:
+            RequestError: a wish that means nothing.
+        """
+        if not (found.annotations or pod.metadata.annotations):
+            return _NO_WISHES
+        both = {**found.annotations, **(pod.metadata.annotations or {})}
+        return wishes(both, self._names, self._config.placement)
+
+    def _misfit(self, found: Recognition, wished: Wishes) -> str:
+        """Why no node there is could hold the pod, or ""."""
+        asks = [
+            Ask(container=container.name, role=container.role, request=found.request.containers[container.name])
+            for container in found.containers
+            if container.name in found.request.containers
+        ]
+        try:
+            return self._capacity(shape_of(asks, unit=self._names.memory_unit, wishes=wished))
+        except RequestError:
+            return ""  # what makes no sense to the scheduler is its to say
 
     def _converted(
         self, pod: Manifest, found: Recognition, namespace: str, warnings: list[str], audit: dict[str, str]

@@ -8,18 +8,19 @@ comes first, and found mended by the other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from types import MappingProxyType
 from typing import Final
 
 from tessera.model.config import Config
 from tessera.model.pod import Manifest
+from tessera.placement.shape import Shape
 from webhook.admission.cni import repair
 from webhook.admission.connection import Handler
 from webhook.admission.limits import LimitError
 from webhook.admission.metrics import Metrics
-from webhook.admission.mutate import Mutator
+from webhook.admission.mutate import Mutator, unknown_capacity
 from webhook.admission.patch import operations
 from webhook.admission.review import Request, Reviewer, Verdict, read_pod
 from webhook.admission.validate import Validator
@@ -36,13 +37,17 @@ class Paths:
         handlers: by path.
     """
 
-    def __init__(self, config: Config, metrics: Metrics) -> None:
+    def __init__(
+        self, config: Config, metrics: Metrics, *, capacity: Callable[[Shape], str] = unknown_capacity
+    ) -> None:
         """Make the handlers.
 
         Args:
             config: in force now; see `take` for later ones.
             metrics: of this process.
+            capacity: says why no node could hold a shape; see `Mutator`.
         """
+        self._capacity = capacity
         self.take(config)
         self.handlers: Mapping[str, Handler] = MappingProxyType(
             {
@@ -55,7 +60,7 @@ class Paths:
     def take(self, config: Config) -> None:
         """Judge by this config from now on."""
         self._cni = config.cni
-        self._mutator = Mutator(config)
+        self._mutator = Mutator(config, capacity=self._capacity)
         self._validator = Validator(config)
 
     def _mutate(self, pod: Manifest, request: Request) -> Verdict:
