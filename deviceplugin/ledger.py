@@ -89,6 +89,7 @@ class Ledger:
         self._pods: dict[str, dict[str, Holding]] = {}
         self._totals: dict[str, Holding] = {}
         self._owners: dict[str, dict[str, list[Owner]]] = {}
+        self._pieces: dict[Owner, tuple[Grant, dict[str, Holding]]] = {}
         self._lingering: frozenset[str] = frozenset()
         self._unknown = 0
         self._subscribers: list[Callable[[], None]] = []
@@ -165,7 +166,12 @@ class Ledger:
 
     def pieces(self, grant: Grant) -> dict[str, Holding]:
         """What one container holds, by GPU."""
-        return {gpu: self._piece(grant, gpu) for gpu in grant.gpus}
+        known = self._pieces.get(grant.owner)
+        if known is None or known[0] is not grant:
+            known = (grant, {gpu: self._piece(grant, gpu) for gpu in grant.gpus})
+            if self._grants.get(grant.owner) is grant:
+                self._pieces[grant.owner] = known
+        return dict(known[1])
 
     # Changing.
 
@@ -239,7 +245,7 @@ class Ledger:
     # Counting.
 
     def _recount(self) -> None:
-        self._pods, self._totals, self._owners = {}, {}, {}
+        self._pods, self._totals, self._owners, self._pieces = {}, {}, {}, {}
         grants = list(self._grants.values())
         self._lingering &= {grant.uid for grant in grants}
         self._index({grant.uid for grant in grants}, before=[], after=grants)
@@ -248,6 +254,7 @@ class Ledger:
         self, uids: Iterable[str], *, before: Iterable[Grant], after: Iterable[Grant], tell: bool = True
     ) -> None:
         for grant in before:
+            self._pieces.pop(grant.owner, None)
             for resource, ids in grant.devices.items():
                 owners = self._owners[resource]
                 for device in ids:

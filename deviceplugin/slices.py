@@ -99,8 +99,10 @@ def planned_slices(grant: Grant, board: Board) -> tuple[PlannedSlice, ...]:
 
 def _instances(grant: Grant, gpu: str) -> list[str]:
     return [
-        f"g{parsed.index}"
+        f"g{parse(device).index}"
         for ids in grant.devices.values()
+        # IDs of one resource are of one view, and there may be hundreds.
+        if ids and parse(ids[0]).view is View.MIG
         for device in ids
-        if gpu_of(device) == gpu and (parsed := parse(device)).view is View.MIG
+        if gpu_of(device) == gpu
     ]

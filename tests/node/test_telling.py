@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deviceplugin.board import Board
 from deviceplugin.devices import View, device_id
 from deviceplugin.drift import drift
 from deviceplugin.errors import KubeletError
@@ -18,7 +19,7 @@ from deviceplugin.monitor import HeldSlice
 from deviceplugin.notices import Notices
 from deviceplugin.publish import Publisher, label, labels, metadata
 from deviceplugin.rivals import Rivals, served
-from deviceplugin.slices import Given, Slice
+from deviceplugin.slices import Given, Slice, planned_slices
 from deviceplugin.tenants import Tenants
 from tessera.kube.client import Patch
 from tessera.kube.errors import UnavailableError
@@ -27,6 +28,8 @@ from tessera.model.inventory import Gpu, Inventory, MigInstance
 from tessera.model.names import names
 from tessera.model.plan import PlannedSlice
 from tessera.model.pod import ContainerStatus, Pod, PodStatus
+from tessera.model.request import ContainerRequest
+from tessera.placement.holding import hold
 
 NAMES = names()
 UNITS, PERCENT, COMPUTE = NAMES.tickets
@@ -181,6 +184,52 @@ def test_drift_is_what_is_not_as_planned(board, pods, identity, placing, make_po
     assert drift(board, pods, identity, placing) == {
         "uid-whole": {"main": (PlannedSlice(gpu=B, units=320, compute=100, whole=True),)}
     }
+
+
+@pytest.mark.parametrize("order", [(UNITS, COMPUTE), (COMPUTE, UNITS)])
+def test_a_slice_is_told_when_all_its_tickets_are_there(board, pods, identity, placing, make_pod, order):  # noqa: PLR0917
+    pods.put(make_pod("p", {"main": {UNITS: 8, COMPUTE: 30}}))
+    told = []
+    tickets = {COMPUTE: ids(range(30), A, View.COMPUTE), UNITS: ids(range(8))}
+    for devices in ({name: tickets[name]} for name in order):
+        board.ledger.give(Grant(uid="uid-p", container="main", devices=devices))
+        told.append(drift(board, pods, identity, placing))
+    assert told == [{}, {"uid-p": {"main": (PlannedSlice(gpu=A, units=8, compute=30),)}}]
+
+
+@pytest.mark.parametrize(
+    ("plan", "as_planned"),
+    [
+        ((A, 8, 30), True),
+        ((A, 9, 30), False),
+        ((A, 8, 0), False),
+        ((B, 8, 30), False),
+    ],
+)
+def test_amounts_beside_the_plan_are_drift(board, pods, identity, placing, make_pod, plan, as_planned):  # noqa: PLR0917
+    pods.put(make_pod("p", {"main": {UNITS: 8, COMPUTE: 30}}, plan={"main": [plan]}))
+    devices = {UNITS: ids(range(8)), COMPUTE: ids(range(30), A, View.COMPUTE)}
+    board.ledger.give(Grant(uid="uid-p", container="main", devices=devices))
+    assert (drift(board, pods, identity, placing) == {}) is as_planned
+
+
+@given(st.integers(1, 400), st.integers(1, 100), st.integers(0, 100), st.booleans())
+def test_what_the_plan_of_a_request_says_is_what_its_tickets_come_to(size, amount, compute, in_percent):
+    """Capacities at random, so that no rounding of a percentage makes drift out of nothing."""
+    gpu = A
+    board = Board(NAMES, [Gpu(id=A, uuid=f"GPU-{A}", index=0, model="A100", memory=80 << 30, units=size)])
+    if in_percent:
+        request = ContainerRequest(gpus=1, memory_percent=amount, compute=compute or None)
+        devices = {PERCENT: ids(range(amount), gpu, View.PERCENT)}
+    else:
+        amount = min(amount, size)
+        request = ContainerRequest(gpus=1, memory=amount * NAMES.memory_unit, compute=compute or None)
+        devices = {UNITS: ids(range(amount), gpu)}
+    if compute:
+        devices[COMPUTE] = ids(range(compute), gpu, View.COMPUTE)
+    held = hold(request, capacity=size, unit=NAMES.memory_unit)
+    (piece,) = planned_slices(Grant(uid="u", container="c", devices=devices), board)
+    assert (piece.units, piece.compute) == (held.all_units, held.compute)
 
 
 def test_drift_names_a_static_pod_as_the_api_does(board, pods, identity, placing, make_pod):
