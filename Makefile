@@ -61,6 +61,7 @@ manifests: $(VENV)/.ready ## make again what of manifests/ depends on the config
 lock: $(VENV)/.ready ## refresh locks/*.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-package tessera-gpu --all-extras pyproject.toml -o locks/dev.txt
+	@echo hatchling | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url -c locks/dev.txt - -o locks/build.txt
 	@for part in webhook node cli; do \
 		$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url -c locks/dev.txt --extra $$part pyproject.toml -o locks/$$part.txt; done
 

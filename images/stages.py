@@ -66,7 +66,7 @@ class Workshop:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _base(self) -> tuple[str, Path, Layer]:
-        key = _digest(*rootfs.RECIPE)
+        key = base_key()
         tar, tree = self._home / "base" / f"{key}.tar", self._home / "base" / key
         if not tar.exists():
             self._say("the base: a small Debian with Python (once)")
@@ -148,6 +148,11 @@ class Workshop:
         partial.mkdir(mode=0o755)
         fill(partial)
         partial.rename(path)
+
+
+def base_key() -> str:
+    """Names the base by all that decides what is in it."""
+    return _digest(*rootfs.RECIPE)
 
 
 def _title(step: Run | Copy) -> str:
