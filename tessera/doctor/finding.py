@@ -50,7 +50,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
         result: the worst of its findings, ``ok`` without any, ``blind`` where it could not look at all.
         looked: what it has looked at. problem: why it could not look. notes: what of it could not be looked at, or
             what is worth knowing and no finding.
-        more: findings beyond those that are told.
+        findings: the first of them, errors before warnings. errors, warnings: how many there are in all.
     """
 
     check: str
@@ -60,7 +60,13 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     problem: str = ""
     notes: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
-    more: int = 0
+    errors: int = 0
+    warnings: int = 0
+
+    @property
+    def more(self) -> int:
+        """Findings beyond those that are told."""
+        return self.errors + self.warnings - len(self.findings)
 
 
 class Examination(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,7 +102,8 @@ def outcome(check: str, title: str, findings: Sequence[Finding], *, looked: str,
         looked=looked,
         notes=tuple(notes),
         findings=tuple(ordered[:MOST_FINDINGS]),
-        more=max(0, len(ordered) - MOST_FINDINGS),
+        errors=(errors := sum(finding.severity is Severity.ERROR for finding in ordered)),
+        warnings=len(ordered) - errors,
     )
 
 
@@ -104,8 +111,8 @@ def examination(outcomes: Iterable[Outcome]) -> Examination:
     """Count."""
     checks = tuple(outcomes)
     return Examination(
-        errors=sum(len([f for f in each.findings if f.severity is Severity.ERROR]) for each in checks),
-        warnings=sum(len([f for f in each.findings if f.severity is Severity.WARNING]) + each.more for each in checks),
+        errors=sum(each.errors for each in checks),
+        warnings=sum(each.warnings for each in checks),
         blind=sum(each.result == "blind" for each in checks),
         checks=checks,
     )

@@ -85,10 +85,11 @@ def _judge(where: str, tree: Tree, evidence: Evidence) -> Iterator[Finding]:
     profiles = _trees(tree, "profiles")
     shares = [tree.get("percentageOfNodesToScore"), *(p.get("percentageOfNodesToScore") for p in profiles)]
     said = [share for share in shares if share is not None]
-    if not said or any(share != 100 for share in said):
+    wrong = [share for share in said if share != 100]
+    if wrong or not said:
         yield finding(
             Severity.WARNING,
-            f"percentageOfNodesToScore is {said[0] if said else 'not set'}",
+            f"percentageOfNodesToScore is {wrong[0] if wrong else 'not set'}",
             "The extender is shown a part of a large cluster's nodes, so a pod may wait though a node has room.",
             "Set percentageOfNodesToScore: 100",
         )
