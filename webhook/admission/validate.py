@@ -11,8 +11,8 @@ from tessera.dialects.recognise import Dialects, Recognition
 from tessera.model.config import Config
 from tessera.model.errors import AnnotationError, RequestError
 from tessera.model.pod import Manifest
-from tessera.model.request import PodRequest, decode
-from tessera.model.tickets import ticket_counts, tickets
+from tessera.model.request import ContainerRequest, PodRequest, decode
+from tessera.model.tickets import describe, ticket_counts, tickets
 
 _MIRROR = "kubernetes.io/config.mirror"
 
@@ -26,17 +26,21 @@ class Validator:
         self._dialects = Dialects(config)
 
     def validate(self, pod: Manifest) -> None:
-        """Check a pod in its final state; one that is bound already (plan and nodeName come together) keeps its plan.
+        """Check a pod that is being created, in its final state.
 
         Raises:
             RequestError: a name that should have become tickets, tickets without a request annotation that yields
-                them, an annotation without tickets, limits and requests that differ, or a plan that a user brings.
+                them, an annotation without tickets or with other words than admission's, limits and requests that
+                differ, or what only our other parts write (the plan comes with the Binding, never with the pod).
         """
         names, annotations = self._names, pod.metadata.annotations or {}
         if _MIRROR in annotations:
             return
-        if names.plan in annotations and not pod.spec.node_name:
+        if names.plan in annotations:
             raise RequestError(f"annotation {names.plan} is the extender's to write", fix="remove it")
+        for label in (names.unit, names.region):
+            if label in (pod.metadata.labels or {}):
+                raise RequestError(f"label {label} is the extender's to write", fix="remove it")
         found = self._dialects.recognise(pod)
         if found is None:
             if names.request in annotations:
@@ -52,6 +56,32 @@ class Validator:
                     f'annotation {names.request} names the container "{name[:64]}", which the pod does not have',
                     fix="let the webhook that took it away run before Tessera's",
                 )
+        for name, asked in found.request.containers.items():
+            self._compare(name, asked, found.request, request)
+
+    def _compare(self, name: str, asked: ContainerRequest, found: PodRequest, request: PodRequest) -> None:
+        """Tickets agree, and yet a container may be read otherwise: annotations that ask, its role, its dialect."""
+        fix = "let the webhook that changed it run before Tessera's, or set reinvocationPolicy: IfNeeded"
+        known = request.containers.get(name)
+        if known is None:
+            raise RequestError(
+                f"asks for {describe(asked)} by annotations or labels that admission did not see",
+                container=name,
+                fix=fix,
+            )
+        if known.init != asked.init:
+            raise RequestError(
+                f"is {'an' if asked.init else 'no'} init container, and annotation {self._names.request} says otherwise",
+                container=name,
+                fix=fix,
+            )
+        if known.amounts() != asked.amounts() or (known.dialect or request.dialect) != (asked.dialect or found.dialect):
+            raise RequestError(
+                f"annotation {self._names.request} is not what admission wrote "
+                f"(dialect {(known.dialect or request.dialect)[:32]!r})",
+                container=name,
+                fix="another webhook has changed it; leave it alone",
+            )
 
     def _request(self, text: str | None) -> PodRequest:
         if text is None:
