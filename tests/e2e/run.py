@@ -5,18 +5,24 @@ python tests/e2e/run.py --keep          leave the cluster up; prints its kubecon
 python tests/e2e/run.py --reuse         the suite on the cluster that was left up, which stays up
 python tests/e2e/run.py --down          stop what was left up
 python tests/e2e/run.py -- -k restart   what follows is pytest's
+
+Exit codes: 0 all passed and nothing was left behind, 1 a test failed or something was left, 2 the cluster didn't start,
+3 no cluster can run on this machine (no root, no mounts, no cgroups).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from cluster import Cluster, ClusterError, Settings
+from cluster import Cluster, ClusterError, MachineError, Settings
 from cluster.leftovers import look
 from cluster.phases import Phases
 
@@ -26,7 +32,7 @@ SUITES = [str(HERE / "contract"), str(HERE / "suite")]
 
 
 def main() -> int:
-    """Do what the arguments say; exit 0 if every test passed and nothing was left."""
+    """Do what the arguments say; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keep", action="store_true", help="leave the cluster up")
     parser.add_argument("--reuse", action="store_true", help="use the cluster that was left up")
@@ -40,6 +46,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         return run(options, settings)
+    except MachineError as error:
+        sys.stderr.write(f"\n{error}\n")
+        return 3
     except ClusterError as error:
         sys.stderr.write(f"\n{error}\nlogs: {settings.logs}\n")
         return 2
@@ -57,12 +66,14 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     code = 0
     with cluster.kept() if options.keep else cluster:
         if not options.no_suite:
-            code = suite(cluster, options.pytest)
+            with phases.phase("the suite"):
+                code = suite(cluster, options.pytest)
     if options.keep:
         sys.stdout.write(f"the cluster is up: export KUBECONFIG={settings.kubeconfig('admin')}\n")
         sys.stdout.write(f"kubectl: {cluster.binaries / 'kubectl'}; stop it: {sys.executable} {__file__} --down\n")
         return code
     code = max(code, clean(cluster, phases))
+    tell(settings)
     sys.stdout.write(f"{phases.total:7.1f} s  in all; logs: {settings.logs}\n")
     return code
 
@@ -76,6 +87,35 @@ def suite(cluster: Cluster, arguments: list[str]) -> int:
     if done.returncode:
         sys.stdout.write(f"a test failed; the log of each component: {cluster.settings.logs}\n")
     return done.returncode
+
+
+def tell(settings: Settings) -> None:
+    """Show what the run measured, and hold it against what it should be."""
+    if not settings.numbers.exists():
+        return
+    numbers = json.loads(settings.numbers.read_text())
+    sys.stdout.write(f"\nmeasured ({settings.numbers}):\n{json.dumps(rounded(numbers), indent=1)}\n")
+    for text, value, most in bars(numbers):
+        sys.stdout.write(f"{'ok' if value <= most else 'MISSED':>8}  {text}: {value:.4g}, at most {most:.4g}\n")
+
+
+def bars(numbers: dict[str, Any]) -> Iterator[tuple[str, float, float]]:
+    """What there is of the measured, as (text, value, the most that it should be)."""
+    if "bound_per_second" in numbers:
+        yield "time to bind with the extender : without", 1 / numbers["bound_per_second"]["ratio"], 1 / 0.7
+    for where, most in (("node_calls_idle", 0.025), ("node_calls_in_a_burst_of_40", 0.060)):
+        calls = numbers.get(where, {})
+        if "p99" in calls.get("Allocate", {}):
+            yield f"{where}: Allocate p99 in s", calls["Allocate"]["p99"], 0.010
+        if "p99" in calls.get("GetPreferredAllocation", {}):
+            yield f"{where}: GetPreferredAllocation p99 in s", calls["GetPreferredAllocation"]["p99"], most
+
+
+def rounded(value: Any) -> Any:
+    """The same with four digits."""
+    if isinstance(value, dict):
+        return {name: rounded(each) for name, each in value.items()}
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def clean(cluster: Cluster, phases: Phases) -> int:

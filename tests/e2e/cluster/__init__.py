@@ -10,7 +10,7 @@ can take it away again even where this one was killed.
 
 from cluster.api import Api, ApiError
 from cluster.cluster import Cluster
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, MachineError
 from cluster.settings import Settings
 
-__all__ = ["Api", "ApiError", "Cluster", "ClusterError", "Settings"]
+__all__ = ["Api", "ApiError", "Cluster", "ClusterError", "MachineError", "Settings"]

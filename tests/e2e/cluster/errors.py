@@ -5,3 +5,7 @@ from __future__ import annotations
 
 class ClusterError(Exception):
     """Names what failed, and where its log is or what would help."""
+
+
+class MachineError(ClusterError):
+    """No cluster can run on this machine, whatever is done: it lacks a right, not a program."""

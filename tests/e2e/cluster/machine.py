@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, MachineError
+from cluster.kernel import CGROUPS
 
 BUILD = Path(__file__).resolve().parents[1] / "kubernetes" / "build.py"
 CNI_PLUGINS = Path("/usr/lib/cni")
@@ -36,10 +37,17 @@ def check() -> None:
     """Refuse a machine on which a cluster can't run.
 
     Raises:
-        ClusterError: with what is missing.
+        MachineError: with what is missing.
     """
     if sys.platform != "linux" or os.geteuid() != 0:
-        raise ClusterError("a real cluster needs root on Linux: mounts, network namespaces, cgroups")
+        raise MachineError("a real cluster needs root on Linux: mounts, network namespaces, cgroups")
+    tried = ["unshare", "--mount", "--net", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    done = subprocess.run(tried, capture_output=True, text=True, check=False)
+    if done.returncode:
+        why = done.stderr.strip()
+        raise MachineError(f"a real cluster needs a root that may mount and make network namespaces, and here: {why}")
+    if not os.access(CGROUPS, os.W_OK) or not any(CGROUPS.iterdir()):
+        raise MachineError(f"a real cluster needs cgroups, and {CGROUPS} can't be written")
 
 
 def install_packages() -> list[str]:

@@ -10,6 +10,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,8 @@ WORKLOADS = {
 }
 STATUS_PORTS = {WEBHOOK: 9464, NODE: 9465, EXTENDER: 9466}
 OVERLAY = Path(__file__).with_name("overlay")
+PREVIOUS = Path(__file__).with_name("previous")
+IMAGES = ("tessera-webhook", "tessera-node")
 SITE, PROFILE = "tessera.test/site", "idc-first"
 PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 SCHEDULER_NAME = "tessera-scheduler"
@@ -68,6 +71,9 @@ class Product:
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ClusterError(f"{' '.join(command)}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        for name in IMAGES:
+            known = f"docker.io/library/{name}"
+            self.cluster.ctr("images", "tag", "--force", f"{known}:{version()}", f"{known}:previous")
         self.folder.mkdir(parents=True, exist_ok=True)
         archive = self.folder / "kube-scheduler.tar"
         image.write_program(archive, "kube-scheduler:v1.34.4", self.cluster.binaries / "kube-scheduler")
@@ -217,7 +223,9 @@ class Product:
     def pods(self, part: str) -> list[dict[str, Any]]:
         """The pods of a part's workload."""
         name = WORKLOADS[part][1]
-        found: list[dict[str, Any]] = self.cluster.api.get(PODS, labelSelector=f"app.kubernetes.io/name={name}")["items"]
+        found: list[dict[str, Any]] = self.cluster.api.get(PODS, labelSelector=f"app.kubernetes.io/name={name}")[
+            "items"
+        ]
         return found
 
     def metrics(self, part: str) -> list[str]:
@@ -239,6 +247,12 @@ class Product:
     def _kubelet_has_devices(self) -> bool:
         found = truth.allocatable(self.cluster)
         return all(found.get(name, 0) > 0 for name in (UNITS, PERCENT, COMPUTE))
+
+
+def version() -> str:
+    """The product's version, its images' tag."""
+    found: str = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
+    return found
 
 
 def _container_id(pod: Mapping[str, Any], container: str) -> str:

@@ -6,7 +6,7 @@ that go there stay Pending, as on a node whose kubelet is slow.
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import hashlib
 import threading
 import time
@@ -84,7 +84,12 @@ class FakeNodes(AbstractContextManager["FakeNodes"]):
             "metadata": {
                 "name": node.name,
                 "annotations": _given(about["annotations"]),
-                "labels": {**_given(about["labels"]), "kubernetes.io/hostname": node.name, LABEL: "true", **node.labels},
+                "labels": {
+                    **_given(about["labels"]),
+                    "kubernetes.io/hostname": node.name,
+                    LABEL: "true",
+                    **node.labels,
+                },
             },
             "spec": {"taints": [{"key": LABEL, "effect": "NoSchedule"}]},
         }
@@ -179,5 +184,5 @@ def _given(values: Mapping[str, str | None]) -> dict[str, str]:
 
 
 def _now(*, micro: bool = False) -> str:
-    at = datetime.datetime.fromtimestamp(time.time(), tz=datetime.UTC)
+    at = dt.datetime.fromtimestamp(time.time(), tz=dt.UTC)
     return at.strftime("%Y-%m-%dT%H:%M:%S.%fZ" if micro else "%Y-%m-%dT%H:%M:%SZ")

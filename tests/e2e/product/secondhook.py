@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster import Cluster
-from tessera.testing.apiserver.certificates import Authority
 
 from product import pods
+from tessera.testing.apiserver.certificates import Authority
 
 NAME = "tessera-test-second"
 

@@ -80,7 +80,9 @@ def containers_of(cluster: Cluster, uid: str) -> dict[str, dict[str, str]]:
         if folder.parent.name == f"pod{uid}" and folder.name not in found:
             try:
                 pids = [int(each) for each in (folder / "cgroup.procs").read_text().split()]
-                found[folder.name] = _variables(Path(f"/proc/{min(pids)}/environ").read_text(errors="replace").split("\0"))
+                found[folder.name] = _variables(
+                    Path(f"/proc/{min(pids)}/environ").read_text(errors="replace").split("\0")
+                )
             except (OSError, ValueError):
                 continue
     return found

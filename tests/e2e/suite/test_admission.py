@@ -7,7 +7,6 @@ import json
 import pytest
 from cluster.api import MERGE
 from cluster.processes import until
-
 from product import pods
 from product.names import PLAN, REQUEST, UNITS
 from product.secondhook import second_webhook
@@ -45,7 +44,11 @@ def test_forged_annotations_are_stripped_with_a_warning(space):
 def test_a_pod_that_another_webhook_changes_is_looked_at_again(*, space, tmp_path):
     """Ours is called first, the other one adds a container that asks for a slice, and ours is called once more."""
     with second_webhook(space.cluster, space.name, tmp_path):
-        until("the second webhook is called", lambda: len(_containers(space, pods.pod("dry"), dryRun="All")) == 2, seconds=15)
+        until(
+            "the second webhook is called",
+            lambda: len(_containers(space, pods.pod("dry"), dryRun="All")) == 2,
+            seconds=15,
+        )
         (pod,) = space.run(pods.pod("p", {"gpu-memory": "8Gi"}))
 
     tickets = {each["name"]: each["resources"]["limits"] for each in pod["spec"]["containers"]}

@@ -7,8 +7,8 @@ import time
 
 from cluster.processes import until
 from product import pods, truth
-from product.pods import deployment, ready
 from product.installed import NODE
+from product.pods import deployment, ready
 from product.space import is_running
 
 AWAY = float(os.environ.get("TESSERA_E2E_AWAY", "120"))

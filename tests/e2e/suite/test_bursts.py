@@ -20,19 +20,19 @@ KEPT = 30
 SEED = 20_260
 
 MEANWHILE: dict[str, Callable[[Product], None]] = {
-    "nothing-1": lambda product: None,
+    "nothing-1": lambda _: None,
     "kubelet": lambda product: product.cluster.restart_kubelet(),
     "extender": lambda product: crashed(product, EXTENDER),
-    "nothing-2": lambda product: None,
+    "nothing-2": lambda _: None,
     "webhook": lambda product: crashed(product, WEBHOOK),
     "scheduler": lambda product: crashed(product, SCHEDULER),
-    "nothing-3": lambda product: None,
+    "nothing-3": lambda _: None,
     "api-server": lambda product: product.cluster.restart_api_server(),
     "agent": lambda product: product.restart(NODE),
-    "nothing-4": lambda product: None,
+    "nothing-4": lambda _: None,
     "controllers": lambda product: product.cluster.run_controllers(),
     "agent-again": lambda product: product.restart(NODE),
-    "nothing-5": lambda product: None,
+    "nothing-5": lambda _: None,
 }
 
 

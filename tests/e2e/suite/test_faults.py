@@ -7,8 +7,8 @@ import subprocess
 
 from cluster.processes import until
 from product import pods, truth
-from product.names import INVENTORY, UNITS
 from product.installed import NODE
+from product.names import INVENTORY, UNITS
 from product.space import is_planned, plan_of
 
 XID_DOUBLE_BIT = 48

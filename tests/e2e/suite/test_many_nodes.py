@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from product.nodes import UNITS_EACH, FakeNode, FakeNodes, elsewhere
 from product.installed import PROFILE, SITE
+from product.nodes import UNITS_EACH, FakeNode, FakeNodes, elsewhere
 from product.space import is_planned, plan_of
 
 IDC = 110
@@ -31,6 +31,7 @@ def nodes(cluster, product) -> Iterator[None]:
 @pytest.fixture
 def afar(nodes, space):
     """A space whose pods never run, and are taken away at once."""
+    del nodes
     yield space
     space.api.delete(space.path, gracePeriodSeconds=0)
 

@@ -6,7 +6,6 @@ milliseconds something takes says as much of the machine as of the product.
 
 from __future__ import annotations
 
-
 from product import measure, pods
 from product.installed import EXTENDER, NODE, SCHEDULER, WEBHOOK
 from product.nodes import FakeNode, FakeNodes, elsewhere
@@ -77,11 +76,11 @@ def test_calls_of_the_kubelet_in_a_burst(space, product):
 def test_pods_bound_per_second_with_the_extender_and_without(space, product):
     """The same scheduler, the same 400 pods, 50 nodes of 4 GPUs; it starts when all of them wait."""
     rates = {}
-    with FakeNodes(space.api, [FakeNode(f"f{number:02}") for number in range(NODES)]):
-        with product.no_scheduler(), Watching(space.api, space.path) as watching:
-            rates["without"] = bound_per_second(space, watching, "without", product.plain_scheduler)
-            product.no_plain_scheduler()
-            rates["with"] = bound_per_second(space, watching, "with", product.own_scheduler)
+    nodes = FakeNodes(space.api, [FakeNode(f"f{number:02}") for number in range(NODES)])
+    with nodes, product.no_scheduler(), Watching(space.api, space.path) as watching:
+        rates["without"] = bound_per_second(space, watching, "without", product.plain_scheduler)
+        product.no_plain_scheduler()
+        rates["with"] = bound_per_second(space, watching, "with", product.own_scheduler)
     ratio = rates["with"] / rates["without"]
     measure.keep(space.cluster, bound_per_second={**rates, "ratio": ratio, "nodes": NODES, "pods": BINDS})
     assert ratio > 0.5

@@ -120,7 +120,9 @@ def test_a_static_pod_has_a_gpu_and_is_told_of_on_the_node(space):
         space.drift(pod, {"main": [{"gpu": gpu, "units": 32, "compute": 0}]})
         # Who comes next is placed around it.
         space.run(*(pods.pod(f"whole{number}", {"gpu": 1}) for number in range(3)))
-        assert all(gpu not in truth.gpus_of(truth.pod_resources(space.cluster)[f"whole{each}"]["main"]) for each in range(3))
+        assert all(
+            gpu not in truth.gpus_of(truth.pod_resources(space.cluster)[f"whole{each}"]["main"]) for each in range(3)
+        )
     finally:
         manifest.unlink()
     space.gone(f"static-{node}", seconds=40)

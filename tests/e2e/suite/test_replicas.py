@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from cluster.processes import until
 from product import pods
-from product.pods import deployment, ready
 from product.installed import NODE
+from product.pods import deployment, ready
 from product.space import is_running
 
 # What the kubelet says of a pod that came while nobody served the tickets: docs/real-cluster.md.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+from cluster.processes import until
 from product import pods
 from product.installed import NODE, SCHEDULER, WEBHOOK
 
@@ -11,9 +12,9 @@ BURST = 40
 
 
 def test_the_agent_is_rolled_out_in_a_burst(space, product):
-    """maxSurge 1: the newcomer warms up beside the old one, waits for its lock, and takes over."""
+    """MaxSurge 1: the newcomer warms up beside the old one, waits for its lock, and takes over."""
     space.run(*(pods.pod(f"old{number}", {"gpu-memory": "8Gi"}) for number in range(4)))
-    before = {each["metadata"]["uid"] for each in product.pods(NODE)}
+    before = uids(product)
     wanted = [pods.pod(f"p{number}", {"gpu-memory": "2Gi", "gpu-compute": 1}) for number in range(BURST)]
 
     with space.undisturbed():
@@ -23,7 +24,7 @@ def test_the_agent_is_rolled_out_in_a_burst(space, product):
             space.create(each)
         product.wait_rolled(NODE)
         space.running(*(each["metadata"]["name"] for each in wanted), seconds=120)
-        assert before.isdisjoint(each["metadata"]["uid"] for each in product.pods(NODE))
+        until("the old agent has left", lambda: before.isdisjoint(uids(product)), seconds=40)
         space.just(least=3 * BURST)
     space.nobody_was_refused()
 
@@ -70,7 +71,9 @@ def test_without_a_webhook_no_pod_is_created_unmanaged_and_all_others_are(space,
     product.cluster.kubectl("-n", "tessera-system", "scale", "deployment/tessera-webhook", "--replicas=0")
     try:
         for each in product.pods(WEBHOOK):
-            product.cluster.api.wait_gone(f"/api/v1/namespaces/tessera-system/pods/{each['metadata']['name']}", seconds=60)
+            product.cluster.api.wait_gone(
+                f"/api/v1/namespaces/tessera-system/pods/{each['metadata']['name']}", seconds=60
+            )
         status, _ = space.api.raw("POST", space.path, pods.pod("p", {"gpu-memory": "8Gi"}))
         space.run(pods.pod("plain"))
     finally:
@@ -80,3 +83,7 @@ def test_without_a_webhook_no_pod_is_created_unmanaged_and_all_others_are(space,
     assert status == 500
     space.run(pods.pod("p", {"gpu-memory": "8Gi"}))
     space.just(least=3)
+
+
+def uids(product):
+    return {each["metadata"]["uid"] for each in product.pods(NODE)}
