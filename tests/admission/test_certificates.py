@@ -316,6 +316,20 @@ async def test_a_secret_made_in_advance_is_filled(api, certificates, secret):
     assert "tls.crt" in stored["data"]
 
 
+async def test_what_others_say_of_the_secret_stays(api, certificates, secret, clock):
+    """Without its own annotation kubectl warns at the next apply, and no longer knows what it once put there."""
+    told = {"annotations": {"kubectl.kubernetes.io/last-applied-configuration": "{}"}, "labels": {"team": "gpu"}}
+    metadata = {"name": "tessera-webhook-certificate", "namespace": "tessera-system", **told}
+    api.put("secrets", {"metadata": metadata, "type": "Opaque"})
+    found = certificates(own=secret())
+    await found.load()
+    clock.move(61 * DAY)
+    await found.look()
+    stored = api.get("secrets", "tessera-webhook-certificate", "tessera-system")["metadata"]
+    assert stored["annotations"] == told["annotations"]
+    assert stored["labels"]["team"] == "gpu"
+
+
 async def test_a_secret_of_somebody_elses_pair_is_only_read(api, certificates, secret, clock):
     own = secret()
     await own.write(replace(make(NAMES, now=when(clock)), authority_key=""), version=None)
