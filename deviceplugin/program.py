@@ -18,7 +18,6 @@ import msgspec
 from prometheus_client import CollectorRegistry
 
 from deviceplugin.agent import Agent, Places
-from deviceplugin.errors import KubeletError
 from deviceplugin.isolation.environment import Environment, HostPaths, survey
 from deviceplugin.kubeletpods import KubeletPods
 from deviceplugin.nvml.binding import Binding
@@ -29,9 +28,10 @@ from deviceplugin.processes import ProcessMap
 from tessera.daemon.configfile import ConfigFile
 from tessera.daemon.run import Signals
 from tessera.daemon.status import StatusServer
+from tessera.kube.access import Connection
 from tessera.kube.client import ApiClient
 from tessera.kube.clock import SystemClock
-from tessera.kube.config import SERVICE_ACCOUNT_DIR, connect
+from tessera.kube.config import connect
 from tessera.kube.errors import ConnectionConfigError, KubeError
 from tessera.kube.resources import NODES
 from tessera.model.config import parse
@@ -67,10 +67,12 @@ async def serve(options: Namespace, signals: Signals) -> None:
     paths = HostPaths.under(options.host_root, proc=options.proc_root, sysfs=options.sysfs)
     pci = PciBus(paths.sysfs)
     async with AsyncExitStack() as stack:
-        client = _client(options.kubeconfig, clock=clock, rng=rng)
-        if client is not None:
+        connection = _connection(options.kubeconfig, clock=clock)
+        client = None
+        if connection is not None:
+            client = ApiClient(connection, clock=clock, rng=rng, user_agent="tessera-node")
             await stack.enter_async_context(client)
-        kubelet_pods = _kubelet_pods(options)
+        kubelet_pods = _kubelet_pods(options, connection)
         if kubelet_pods is not None:
             await stack.enter_async_context(kubelet_pods)
         plugins = os.path.join(options.kubelet_dir, "device-plugins")
@@ -109,34 +111,22 @@ async def serve(options: Namespace, signals: Signals) -> None:
             following.cancel()
 
 
-def _client(kubeconfig: str | None, *, clock: SystemClock, rng: Random) -> ApiClient | None:
+def _connection(kubeconfig: str | None, *, clock: SystemClock) -> Connection | None:
     try:
-        connection = connect(kubeconfig, environ=os.environ, clock=clock)
+        return connect(kubeconfig, environ=os.environ, clock=clock)
     except ConnectionConfigError as error:
         if kubeconfig:
             raise
         _log.warning("%s; serving without it: pods have no plans, nothing is published", error)
         return None
-    return ApiClient(connection, clock=clock, rng=rng, user_agent="tessera-node")
 
 
-def _kubelet_pods(options: Namespace) -> KubeletPods | None:
+def _kubelet_pods(options: Namespace, connection: Connection | None) -> KubeletPods | None:
     if not options.kubelet_pods:
         return None
     own = os.path.join(options.kubelet_dir, "pki", "kubelet.crt")
     ca_file = options.kubelet_ca or (own if os.path.exists(own) else None)
-    return KubeletPods(options.kubelet_pods, token=_token, ca_file=ca_file)
-
-
-def _token() -> str:
-    """The service account's token, as fresh as the kubelet has put it there."""
-    try:
-        with open(os.path.join(SERVICE_ACCOUNT_DIR, "token"), encoding="ascii") as file:
-            return file.read(1 << 16).strip()
-    except FileNotFoundError:
-        return ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise KubeletError(f"the service account's token can't be read: {error}") from error
+    return KubeletPods(options.kubelet_pods, access=connection.access if connection else None, ca_file=ca_file)
 
 
 def _survey(paths: HostPaths, client: ApiClient | None, node: str) -> Awaitable[Environment]:

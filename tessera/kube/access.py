@@ -23,6 +23,7 @@ class Access:
         tls: None for plain http.
         server_name: the name that the server's certificate must have, where it isn't the URL's host.
         proxy: only what a kubeconfig names; proxies from the environment are never used.
+        client: files of the client's certificate and its key, which `tls` holds too; None where there is none.
     """
 
     url: str
@@ -30,6 +31,7 @@ class Access:
     tls: ssl.SSLContext | None = field(default=None, repr=False)
     server_name: str | None = None
     proxy: str | None = field(default=None, repr=False)
+    client: tuple[str, str | None] | None = None
 
 
 class Connection(Protocol):

@@ -171,4 +171,5 @@ def _access(target: _Target, *, tls: ssl.SSLContext | None = None) -> Access:
         tls=tls,
         server_name=target.tls_server_name,
         proxy=target.proxy,
+        client=(target.cert_file, target.key_file) if target.cert_file else None,
     )

@@ -1,4 +1,4 @@
-"""Sockets, registration, hand-over and the kubelet's own services, over real unix sockets."""
+"""Sockets, registration, and hand-over, over real unix sockets."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ import grpc.aio
 import pytest
 
 from deviceplugin._proto import deviceplugin_v1beta1_pb2 as api
-from deviceplugin._proto import podresources_v1_pb2 as pr
 from deviceplugin.allocator import Allocator
 from deviceplugin.errors import AdvertiseError, KubeletError, TakeoverError
 from deviceplugin.isolation.injection import Injection, Mount
-from deviceplugin.kubeletpods import KubeletPods
 from deviceplugin.ledger import Grant
 from deviceplugin.metrics import NodeMetrics
-from deviceplugin.podresources import PodResources
 from deviceplugin.prestart import PreStart
 from deviceplugin.registration import Registrar, stamp
 from deviceplugin.server import TicketServer, leave_equal, response
@@ -418,72 +415,3 @@ async def test_a_lock_that_cannot_be_opened_is_named(tmp_path):
     with pytest.raises(TakeoverError, match="two agents"):
         async with NodeLock(str(tmp_path / "none" / "lock"), clock=SystemClock()):
             pass
-
-
-# The kubelet's services.
-
-
-async def test_pod_resources_are_read_and_a_refused_call_is_tried_again(folder, lister, clock):
-    refusals = [3]
-
-    async def list_(_, context):
-        if refusals[0]:
-            refusals[0] -= 1
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "rejected by rate limit")
-        return lister.message()
-
-    async def get(request, context):
-        await context.abort(grpc.StatusCode.UNKNOWN, f"pod {request.pod_name} in namespace x not found")
-
-    async def allocatable(_, __):
-        entries = [pr.ContainerDevices(resource_name="r", device_ids=[device]) for device in "ab"]
-        return pr.AllocatableResourcesResponse(devices=entries)
-
-    lister.pods = {("default", "p"): {"main": {UNITS: ["a", "b"], "other": ["c"]}}}
-    handlers = {
-        "List": unary(list_, pr.ListPodResourcesRequest),
-        "Get": unary(get, pr.GetPodResourcesRequest),
-        "GetAllocatableResources": unary(allocatable, pr.AllocatableResourcesRequest),
-    }
-    server = await serve(f"{folder}/p.sock", "v1.PodResourcesLister", handlers)
-    async with PodResources(f"{folder}/p.sock", clock=clock) as client:
-        listing = await client.list()
-        assert client.limited == 3
-        container = listing.container(("default", "p"), "main")
-        assert (container.holds(UNITS), container.ids(UNITS)) == (True, {"a", "b"})
-        assert container.devices(NAMES.is_ticket) == {UNITS: {"a", "b"}}
-        assert listing.holder(UNITS, ["b"]) == (("default", "p"), "main")
-        assert listing.holder(UNITS, ["x"]) is None
-        assert await client.get(("x", "q")) is None
-        assert await client.allocatable() == {"r": {"a", "b"}}
-    await server.stop(None)
-
-
-async def test_a_kubelet_that_is_away_is_named_after_the_deadline(folder):
-    async with PodResources(f"{folder}/none.sock", clock=SystemClock(), deadline=0.2) as client:
-        with pytest.raises(KubeletError, match=r"none\.sock within 0\.2 s; is it running"):
-            await client.list()
-
-
-async def test_a_kubelet_that_comes_back_is_found_again(folder, lister):
-    async def list_(_, __):
-        return lister.message()
-
-    handlers = {"List": unary(list_, pr.ListPodResourcesRequest)}
-    async with PodResources(f"{folder}/p.sock", clock=SystemClock()) as client:
-        for _ in range(2):
-            server = await serve(f"{folder}/p.sock", "v1.PodResourcesLister", handlers)
-            assert len(await client.list()) == 0
-            await server.stop(None)
-
-
-@pytest.mark.parametrize("url", ["http://10.0.0.1:10250/pods", "ftp://x", "", "http://127.0.0.1.evil:1/pods"])
-def test_a_token_is_never_sent_in_the_open(url):
-    with pytest.raises(KubeletError, match="neither https nor on this machine"):
-        KubeletPods(url)
-
-
-def test_a_certificate_that_is_none_is_named(tmp_path):
-    (tmp_path / "crt").write_text("x")
-    with pytest.raises(KubeletError, match="can't be read"):
-        KubeletPods("https://127.0.0.1:10250/pods", ca_file=str(tmp_path / "crt"))
