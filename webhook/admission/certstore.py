@@ -145,6 +145,8 @@ class DirectoryStore:
 
 class _Meta(msgspec.Struct):
     resourceVersion: str = ""  # noqa: N815  the field's own name
+    labels: dict[str, str] | None = None
+    annotations: dict[str, str] | None = None
 
 
 class _Secret(msgspec.Struct):
@@ -166,6 +168,7 @@ class SecretStore:
         self._name = name
         self._empty_version: str | None = None
         self._type = _TYPE
+        self._metadata: dict[str, object] = {}
 
     def describe(self) -> str:
         """Name the Secret."""
@@ -174,11 +177,14 @@ class SecretStore:
     async def read(self) -> Stored | None:
         """What is there; a Secret without a pair (made in advance, to be filled) counts as none."""
         self._empty_version = None
+        self._metadata = {}
         try:
             found = await self._client.get(SECRETS, self._name, namespace=self._namespace, decoder=_SECRET)
         except NotFoundError:
             return None
         self._type = found.type or _TYPE  # it can't be changed
+        # What others say of it goes back with it: kubectl remembers there what it applied.
+        self._metadata = {"labels": found.metadata.labels or {}, "annotations": found.metadata.annotations or {}}
         parts = {key: self._decode(key, value) for key, value in (found.data or {}).items()}
         material = Material(*(parts.get(name, "") for name in (CERTIFICATE, KEY, BUNDLE, AUTHORITY_KEY)))
         if not material.certificate or not material.key:
@@ -189,7 +195,8 @@ class SecretStore:
     async def write(self, material: Material, *, version: str | None) -> bool:
         """Create the Secret, or replace it if it is unchanged."""
         version = version or self._empty_version
-        metadata = {"name": self._name, "namespace": self._namespace}
+        labels = {"labels": {"app.kubernetes.io/managed-by": "tessera-webhook"}}
+        metadata = {**labels, **self._metadata, "name": self._name, "namespace": self._namespace}
         if version is not None:
             metadata["resourceVersion"] = version
         data = {
@@ -202,7 +209,7 @@ class SecretStore:
             {
                 "apiVersion": SECRETS.api_version,
                 "kind": SECRETS.kind,
-                "metadata": metadata | {"labels": {"app.kubernetes.io/managed-by": "tessera-webhook"}},
+                "metadata": metadata,
                 "type": self._type,
                 "data": {key: base64.b64encode(value.encode()).decode() for key, value in data.items()},
             }
