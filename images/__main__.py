@@ -27,6 +27,7 @@ SOURCE: Final = Path(__file__).resolve().parents[1]
 IMAGES: Final = {"webhook": ("tessera-webhook", "Dockerfile.webhook"), "node": ("tessera-node", "Dockerfile.plugin")}
 """By what people call it here: the image's name, and its Dockerfile."""
 MIB: Final = 1 << 20
+EPOCH: Final = "SOURCE_DATE_EPOCH"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -69,7 +70,8 @@ def build(names: list[str], *, out: Path, tag: str, say: Callable[[str], object]
         raise ImageError(f"no image for {platform.machine()}; there are {', '.join(ARCHITECTURES)}")
     out.mkdir(parents=True, exist_ok=True)
     at = epoch()
-    workshop = Workshop(home(), SOURCE, epoch=at, say=say)
+    now = at if EPOCH in os.environ else int(time.time())
+    workshop = Workshop(home(), SOURCE, epoch=at, now=now, say=say)
     paths = []
     for each in names:
         name, dockerfile = IMAGES[each]
@@ -109,11 +111,11 @@ def home() -> Path:
 
 
 def epoch() -> int:
-    """The date of everything that has none of its own: $SOURCE_DATE_EPOCH, else that of the last change to the locks.
+    """The date of what is added to a base: $SOURCE_DATE_EPOCH, else that of the last change to the locks.
 
     Not that of the last commit: every commit would make another image of the same files.
     """
-    if given := os.environ.get("SOURCE_DATE_EPOCH"):
+    if given := os.environ.get(EPOCH):
         return int(given)
     command = ["git", "-C", str(SOURCE), "log", "-1", "--format=%ct", "--", "locks"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

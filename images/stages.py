@@ -28,18 +28,21 @@ IGNORED: Final = ("__pycache__",)
 class Workshop:
     """Builds in a folder that is kept."""
 
-    def __init__(self, home: Path, source: Path, *, epoch: int, say: Callable[[str], object]) -> None:
+    def __init__(self, home: Path, source: Path, *, epoch: int, now: int, say: Callable[[str], object]) -> None:
         """Build nothing yet.
 
         Args:
             home: where bases, stages and caches are kept.
             source: the repository.
-            epoch: seconds since 1970; no file of an image is younger.
+            epoch: seconds since 1970; nothing that is added to a base is younger.
+            now: the same, for a base that has to be made: its packages' files keep their dates, by which Python knows
+                that its byte code is theirs.
             say: tells people what is being done.
         """
         self._home = home
         self._source = source
         self._epoch = epoch
+        self._now = now
         self._say = say
         self._used: set[Path] = set()
         for name in ("base", "stages", "layers", "caches"):
@@ -70,14 +73,16 @@ class Workshop:
         tar, tree = self._home / "base" / f"{key}.tar", self._home / "base" / key
         if not tar.exists():
             self._say("the base: a small Debian with Python (once)")
-            rootfs.make_base(tar, epoch=self._epoch)
+            rootfs.make_base(tar, epoch=self._now)
         self._folder(tree, lambda path: rootfs.unpack(tar, path))
         self._used |= {tar, tree}
         return key, tree, self._layer(f"{key}.tar.gz", lambda path: layer_of_tar(tar, path))
 
     def _stage(self, stage: Stage, built: dict[str, tuple[str, Path]]) -> tuple[str, Path]:
         base_key, base = built[stage.base]
-        key = _digest(FORM, base_key, *(part for step in stage.steps for part in self._identity(step, built)))
+        key = _digest(
+            FORM, str(self._epoch), base_key, *(part for step in stage.steps for part in self._identity(step, built))
+        )
         tree = self._home / "stages" / key
 
         def build(path: Path) -> None:

@@ -225,7 +225,7 @@ def workshop(tmp_path: Path, source: Path, said: list[str]) -> Workshop:
     (tmp_path / "etc" / "os").write_text("debian")
     with tarfile.open(base, "w") as tar:
         tar.add(tmp_path / "etc", "./etc")
-    return Workshop(home, source, epoch=EPOCH, say=said.append)
+    return Workshop(home, source, epoch=EPOCH, now=EPOCH, say=said.append)
 
 
 COPIES = "FROM ${BASE} AS one\nCOPY pack /opt/pack/\nFROM ${BASE}\nCOPY --from=one /opt/pack /srv/pack\nUSER 1:1\n"
@@ -284,7 +284,7 @@ def test_what_no_build_uses_any_more_is_removed(
 ) -> None:
     workshop.layers(parse(COPIES, name=""))
     (source / "pack" / "module.py").write_text("2")
-    later = Workshop(tmp_path / "home", source, epoch=EPOCH, say=said.append)
+    later = Workshop(tmp_path / "home", source, epoch=EPOCH, now=EPOCH, say=said.append)
     later.layers(parse(COPIES, name=""))
     later.tidy()
     assert len(list((tmp_path / "home" / "stages").iterdir())) == 2
