@@ -182,6 +182,7 @@ class ApiClient(Reader):
         namespace: str,
         uid: str | None = None,
         grace: int | None = None,
+        dry_run: bool = False,
         timeout: float = TIMEOUT,  # noqa: ASYNC109
     ) -> None:
         """Ask for a pod's deletion, as PodDisruptionBudgets allow (`TooManyRequestsError` where they don't)."""
@@ -191,7 +192,8 @@ class ApiClient(Reader):
             {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": metadata, "deleteOptions": options}
         )
         path = PODS.path(namespace=namespace, name=name, subresource="eviction")
-        await self._write(f"evict pods {namespace}/{name}", "POST", path, body, timeout=timeout)
+        what = f"evict pods {namespace}/{name}"
+        await self._write(what, "POST", path, body, query=_dry(dry_run), timeout=timeout)
 
     async def _write(
         self,

@@ -34,10 +34,12 @@ from tessera.model.request import encode as encode_request
 from tessera.model.tickets import tickets
 from tessera.testing.apiserver import FakeApiServer
 from webhook.extender.bind import Binder
+from webhook.extender.candidates import Candidates
 from webhook.extender.cluster import Cluster
 from webhook.extender.filter import Filter
 from webhook.extender.http import Limits
 from webhook.extender.metrics import Metrics
+from webhook.extender.preemptor import Preemptor
 from webhook.extender.server import Extender
 from webhook.extender.waiting import Waiting
 from webhook.extender.wake import Waker
@@ -196,6 +198,20 @@ def make_pod(
     }
 
 
+class Told:
+    """Events that were emitted, as (reason, object, message)."""
+
+    def __init__(self) -> None:
+        self.all: list[tuple[str, str, str]] = []
+
+    def emit(self, regarding, *, reason, message, warning=False):
+        assert warning == (reason == "PreemptionRefused")
+        self.all.append((reason, regarding.name, message))
+
+    def of(self, name: str) -> list[str]:
+        return [reason for reason, there, _ in self.all if there == name]
+
+
 @dataclass
 class Rig:
     """One extender on one API server; what a test looks at and turns."""
@@ -235,8 +251,27 @@ class Rig:
         self.binder = Binder(
             self.cluster, self.client, config=lambda: self.config, clock=self.clock, metrics=self.metrics
         )
+        candidates = Candidates(self.cluster, clock=self.clock)
         self.extender = Extender(
-            self.cluster, self.filter_, self.binder, config=lambda: self.config, metrics=self.metrics
+            self.cluster,
+            self.filter_,
+            self.binder,
+            candidates=candidates,
+            config=lambda: self.config,
+            metrics=self.metrics,
+        )
+        self.leads = True
+        self.events = Told()
+        self.preemptor = Preemptor(
+            self.cluster,
+            self.client,
+            self.waiting,
+            candidates=candidates,
+            config=lambda: self.config,
+            leading=lambda: self.leads,
+            events=self.events,
+            clock=self.clock,
+            metrics=self.metrics,
         )
         self.listener = await self._stack.enter_async_context(
             self.extender.listener(Address("127.0.0.1", 0), limits=self.limits)

@@ -22,6 +22,7 @@ def options(kubeconfig, config=None, **more):
     return Namespace(
         config=config,
         kubeconfig=kubeconfig,
+        identity="host-a",
         **{"listen": ANYWHERE, "dashboard_listen": ANYWHERE, "status_listen": ANYWHERE, **more},
     )
 
@@ -36,7 +37,7 @@ def test_help_names_every_flag_and_its_variable(capsys):
         program.main(["--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    for flag in ("config", "kubeconfig", "listen", "dashboard-listen", "status-listen", "log-level"):
+    for flag in ("config", "kubeconfig", "listen", "dashboard-listen", "status-listen", "identity", "log-level"):
         assert f"--{flag}" in text
         assert f"TESSERA_{flag.upper().replace('-', '_')}" in text
 

@@ -175,8 +175,15 @@ class Keeper:
             there |= self._promises[uid].victims
         return frozenset(there)
 
-    def against(self, node: str, *, uid: str, priority: int) -> list[Promise]:
-        """The promises on a node that hold a pod of this priority back, the most important first."""
+    def against(self, node: str, *, uid: str, priority: int, equal: bool = False) -> list[Promise]:
+        """The promises on a node that hold a pod of this priority back, the most important first.
+
+        Args:
+            node: its name.
+            uid: of the pod; its own promise is none to it.
+            priority: of the pod.
+            equal: those to pods of the same priority too, for who chooses victims: two must not count on one slice.
+        """
         there = self._on.get(node)
         if not there:
             return []
@@ -184,12 +191,16 @@ class Keeper:
             self._promises[other]
             for other in there
             # Who is being bound holds what it was promised.
-            if other != uid and self._promises[other].priority > priority and self._ledger.booked(other) is None
+            if other != uid
+            and self._promises[other].priority >= priority + (not equal)
+            and self._ledger.booked(other) is None
         ]
         found.sort(key=lambda promise: (-promise.priority, promise.since, promise.uid))
         return found[:MOST_PER_NODE]
 
-    def states(self, node: str, *, uid: str, priority: int, soft: bool = False) -> list[GpuState]:
+    def states(
+        self, node: str, *, uid: str, priority: int, soft: bool = False, gone: Collection[str] = ()
+    ) -> list[GpuState]:
         """A node's GPUs as a pod may use them: with what others hold there, and what is kept from it.
 
         Args:
@@ -197,12 +208,13 @@ class Keeper:
             uid: of the pod that asks; what it holds itself is left out.
             priority: of that pod.
             soft: count what was named to others, too.
+            gone: UIDs of pods to think away.
         """
-        now = self._ledger.states(node, without=(uid,), soft=soft)
+        now = self._ledger.states(node, without=(uid, *gone), soft=soft)
         promises = self.against(node, uid=uid, priority=priority)
         if not promises:
             return now
-        return beside(now, self.later(node, uid=uid, soft=soft), [promise.kept for promise in promises])
+        return beside(now, self.later(node, uid=uid, without=gone, soft=soft), [promise.kept for promise in promises])
 
     def later(self, node: str, *, uid: str, without: Collection[str] = (), soft: bool = False) -> list[GpuState]:
         """A node's GPUs as they are once everybody has gone who is about to, and those of `without`."""

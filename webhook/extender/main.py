@@ -8,6 +8,7 @@ import os
 from argparse import Namespace
 from contextlib import AsyncExitStack
 from random import Random
+from socket import gethostname
 from typing import Final
 
 import msgspec
@@ -20,15 +21,19 @@ from tessera.daemon.status import StatusServer
 from tessera.kube.client import ApiClient
 from tessera.kube.clock import SystemClock
 from tessera.kube.config import connect
+from tessera.kube.events import EventRecorder
 from tessera.kube.resources import NODES, PODS
 from tessera.kube.watch import WatchCache
 from tessera.model.config import parse
 from tessera.model.node import Node
 from tessera.model.pod import Pod
 from webhook.extender.bind import Binder
+from webhook.extender.candidates import Candidates
 from webhook.extender.cluster import Cluster
 from webhook.extender.filter import Filter
+from webhook.extender.leading import Leadership
 from webhook.extender.metrics import LedgerCollector, Metrics
+from webhook.extender.preemptor import Preemptor
 from webhook.extender.server import Extender
 from webhook.extender.waiting import Waiting
 from webhook.extender.wake import Waker
@@ -47,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     flags.add("--listen", "where kube-scheduler calls", address, "127.0.0.1:9460")
     flags.add("--dashboard-listen", "where read-only JSON is served", address, "127.0.0.1:9470")
     flags.add("--status-listen", "where /healthz, /readyz and /metrics are", address, "0.0.0.0:9466")
+    flags.add("--identity", "host name of the kube-scheduler beside us, as its Lease names it", str, gethostname())
     options = flags.read(arguments)
     return run(lambda signals: serve(options, signals), level=options.log_level)
 
@@ -84,7 +90,23 @@ async def serve(options: Namespace, signals: Signals) -> None:
         filter_ = Filter(cluster, config=lambda: config.current, metrics=metrics, rejected=waiting.rejected)
         binder = Binder(cluster, client, config=lambda: config.current, clock=clock, metrics=metrics)
         stack.push_async_callback(binder.close)
-        extender = Extender(cluster, filter_, binder, config=lambda: config.current, metrics=metrics)
+        candidates = Candidates(cluster, clock=clock)
+        extender = Extender(
+            cluster, filter_, binder, candidates=candidates, config=lambda: config.current, metrics=metrics
+        )
+        leadership = Leadership(client, lease=lambda: config.current.lease, identity=options.identity, clock=clock)
+        events = EventRecorder(client, component="tessera-extender", instance=options.identity, clock=clock, rng=rng)
+        preemptor = Preemptor(
+            cluster,
+            client,
+            waiting,
+            candidates=candidates,
+            config=lambda: config.current,
+            leading=lambda: leadership.leading and cluster.problem is None,
+            events=events,
+            clock=clock,
+            metrics=metrics,
+        )
         checks = {
             "caches": lambda: cluster.problem,
             "draining": lambda: "stopping" if signals.stop.is_set() else None,
@@ -94,7 +116,17 @@ async def serve(options: Namespace, signals: Signals) -> None:
         listener = await stack.enter_async_context(extender.listener(options.listen))
         _log.info("listening on %s, dashboard %s, status %s", listener.address, dashboard.address, status.address)
         tasks = [
-            asyncio.create_task(job) for job in (pods.run(), nodes.run(), cluster.run(), waker.run(), config.follow())
+            asyncio.create_task(job)
+            for job in (
+                pods.run(),
+                nodes.run(),
+                cluster.run(),
+                waker.run(),
+                leadership.run(),
+                preemptor.run(),
+                events.run(),
+                config.follow(),
+            )
         ]
         stop = asyncio.create_task(signals.stop.wait())
         try:

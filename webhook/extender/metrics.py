@@ -60,6 +60,17 @@ class Metrics:
         self.bad_requests = Counter(
             "tessera_extender_bad_requests_total", "Requests answered by an HTTP error.", ["status"], registry=registry
         )
+        self.preemptions = Counter(
+            "tessera_extender_preemptions_total",
+            "Pods for which others of lower priority were ended.",
+            registry=registry,
+        )
+        self.evictions = Counter(
+            "tessera_extender_evictions_total",
+            "Evictions of victims by result: evicted, refused (a budget, or too many requests), failed (API).",
+            ["result"],
+            registry=registry,
+        )
         self.wakes = Counter(
             "tessera_extender_wakes_total",
             "Node annotations touched so that waiting pods are retried.",

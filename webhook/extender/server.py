@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from tessera.daemon.flags import Address
 from tessera.model.config import Config
 from webhook.extender.bind import Binder
+from webhook.extender.candidates import Candidates
 from webhook.extender.cluster import Cluster
 from webhook.extender.errors import NotReadyError
 from webhook.extender.filter import Filter
@@ -22,12 +23,20 @@ class Extender:
     """What kube-scheduler calls."""
 
     def __init__(
-        self, cluster: Cluster, filter_: Filter, binder: Binder, *, config: Callable[[], Config], metrics: Metrics
+        self,
+        cluster: Cluster,
+        filter_: Filter,
+        binder: Binder,
+        *,
+        candidates: Candidates,
+        config: Callable[[], Config],
+        metrics: Metrics,
     ) -> None:
         """Answer by these."""
         self._cluster = cluster
         self._filter = filter_
         self._binder = binder
+        self._candidates = candidates
         self._config = config
         self._metrics = metrics
 
@@ -85,4 +94,4 @@ class Extender:
     async def _preempting(self, body: bytes, _: Callable[[], bool]) -> bytes:
         args = read_preempt(body)
         self._check_ready()
-        return encode(preempt(args, self._cluster, self._config()))
+        return encode(await preempt(args, self._cluster, self._config(), self._candidates))
