@@ -20,7 +20,6 @@ from typing import Final
 
 from tessera.deploy.cel import either, listed, text
 from tessera.dialects.dialect import Context
-from tessera.dialects.native import native, tickets
 from tessera.dialects.registry import FOREIGN
 from tessera.dialects.trigger import (
     AllOf,
@@ -32,6 +31,7 @@ from tessera.dialects.trigger import (
     Toleration,
     Trigger,
     Variable,
+    all_of,
     alternatives,
     any_of,
 )
@@ -42,24 +42,33 @@ _FRACTION: Final = "^-?[0-9]+(m|u|n)$"
 """A quantity in canonical form that is not whole."""
 
 
-def asks(config: Config) -> str:
-    """CEL: the pod asks for a GPU in a dialect that is on, or carries a name of ours.
+def concerned(config: Config) -> Trigger:
+    """Which pods are sent: those that ask for a GPU in a dialect that is on, or carry a name of ours.
+
+    Ours are names under our domain in resources (amounts of zero too) and annotations, and labels that only we write: at
+    creation the webhook strips what users bring of them. A static pod's mirror asks for nothing that could still be changed.
 
     Args:
         config: whose dialects and domain count.
     """
-    foreign = f"!({text(MIRROR)} in p.annotations) && {_cel(any_of(*_triggers(config)))}"
-    return _bound(f"{_ours(config)} || ({foreign})")
-
-
-def _ours(config: Config) -> str:
-    """A container or an annotation carries a name under our domain, or a label is there that only we write."""
-    names, under = config.names, text(config.names.domain + "/")
-    return (
-        f"p.annotations.exists(k, k.startsWith({under}))"
-        f" || {_text(Text(where='labels', names=frozenset({names.unit, names.region})))}"
-        f" || p.amounts.exists(c, c.exists(r, r.exists(k, k.startsWith({under}))))"
+    names = config.names
+    under = names.domain + "/"
+    mirror = Text(where="annotations", names=frozenset({MIRROR}))
+    return any_of(
+        Text(where="annotations", prefix=under),
+        Text(where="labels", names=frozenset({names.unit, names.region})),
+        Resource(prefix=under, amount="any"),
+        all_of(Not(mirror), any_of(*_foreign(config))),
     )
+
+
+def asks(config: Config) -> str:
+    """`concerned`, in CEL.
+
+    Args:
+        config: whose dialects and domain count.
+    """
+    return _bound(_cel(concerned(config)))
 
 
 def _bound(expression: str) -> str:
@@ -132,13 +141,12 @@ def _cel(trigger: Trigger) -> str:
             return f"!{_cel(trigger.part)}"
 
 
-def _triggers(config: Config) -> list[Trigger]:
+def _foreign(config: Config) -> list[Trigger]:
     """Of the foreign dialects that are on; ours are names under our domain, which count in any case."""
-    own = {native(config.names).name, tickets(config.names).name}
     found = []
     for dialect in FOREIGN:
         options = config.dialects.get(dialect.name) or dialect.options()
-        if options.enabled and dialect.name not in own:
+        if options.enabled:
             found.append(dialect.triggers(Context(config.names, options)))
     return found
 
@@ -164,6 +172,9 @@ def _resource(trigger: Resource) -> str:
     elif trigger.amount == "fraction":
         checks.append(f"r[k].matches({text(_FRACTION)})")
     found = f"c.exists(r, r.exists(k, {' && '.join(checks)}))"
+    if trigger.off:
+        off = text(trigger.off)
+        found += f" && c.exists(r, {off} in r && r[{off}] == '0')"
     if trigger.without:
         others = " || ".join(f"k.startsWith({text(prefix)})" for prefix in trigger.without)
         found += f" && !c.exists(r, r.exists(k, {others}))"
@@ -174,6 +185,8 @@ def _text(trigger: Text) -> str:
     checks = _named("k", trigger.names, trigger.prefix, trigger.pattern)
     if trigger.value:
         checks += f" && p.{trigger.where}[k].matches({text(f'^(?s:{trigger.value})$')})"
+    if trigger.unless:
+        checks += f" && !p.{trigger.where}[k].matches({text(f'^(?s:{trigger.unless})$')})"
     return f"p.{trigger.where}.exists(k, {checks})"
 
 

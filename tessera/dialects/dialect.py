@@ -13,7 +13,7 @@ from typing import TypeVar
 import msgspec
 
 from tessera.dialects.reader import ContainerReader, PodReader
-from tessera.dialects.trigger import Resource, Text, Trigger, any_of
+from tessera.dialects.trigger import ZERO, Resource, Text, Trigger, any_of
 from tessera.model.config import DialectOptions
 from tessera.model.names import Names
 from tessera.model.request import ContainerRequest
@@ -139,12 +139,17 @@ class Dialect:
 
     def triggers(self, context: Context) -> Trigger:
         """Which pods ask in this dialect, as data; what is generated from it has to reach every pod that is read here."""
+        parts: list[Trigger] = []
+        if self.switch:
+            # What a number of zero makes meaningless is taken away.
+            parts.append(Resource(names=self.resources - {self.switch}, off=self.switch))
         if self.trigger is not None:
-            return self.trigger(context)
-        parts: list[Trigger] = [Resource(names=self.resources)] if self.resources else []
+            return any_of(*parts, self.trigger(context))
+        if self.resources:
+            parts.append(Resource(names=self.resources))
         parts += [Resource(prefix=prefix) for prefix in self.prefixes]
         if self.pod is not no_pod:
-            parts += [Text(where="annotations", names=self.annotations)] if self.annotations else []
+            parts += [Text(where="annotations", names=self.annotations, unless=ZERO)] if self.annotations else []
             parts += [Text(where="annotations", prefix=prefix) for prefix in self.annotation_prefixes]
-            parts += [Text(where="labels", names=self.labels)] if self.labels else []
+            parts += [Text(where="labels", names=self.labels, unless=ZERO)] if self.labels else []
         return any_of(*parts)

@@ -174,8 +174,22 @@ def _baggage(pod: PodReader, context: Context) -> Baggage:
 
 RUNAI: Final = any_of(Scheduler(frozenset({_RUNAI})), Variable(RUNAI_LIMIT))
 """`is_runai`, as data."""
-ASKS: Final = all_of(Text(where="annotations", names=frozenset({FRACTION, MEMORY})), Not(SPEAKS))
-"""The pod has an amount, and NvFractions don't overrule it."""
+_AMOUNTS: Final = frozenset({FRACTION, MEMORY})
+_SIGNED: Final = any_of(
+    Scheduler(frozenset(_SCHEDULERS)),
+    RUNAI,
+    *(Text(where="labels", prefix=sign) for sign in _SIGNS),
+    *(Text(where="annotations", prefix=sign) for sign in _SIGNS),
+)
+"""`_is_ours`, as data."""
+ASKS: Final = all_of(
+    any_of(
+        Text(where="annotations", names=_AMOUNTS, value=r"\s*[-+.0-9].*"),
+        all_of(Text(where="annotations", names=_AMOUNTS), _SIGNED),
+    ),
+    Not(SPEAKS),
+)
+"""The pod has an amount (one that begins like a quantity is looked at), and NvFractions don't overrule it."""
 
 
 def _trigger(_context: Context) -> Trigger:

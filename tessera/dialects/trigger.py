@@ -25,6 +25,7 @@ class Resource:
         prefix: resources that begin so count too.
         pattern: what names with that prefix have to match as a whole (both Python's and RE2's syntax); "" is any.
         without: prefixes that no name of the same container may have.
+        off: a resource that has to stand beside them in the container, with an amount of zero; "" is none.
         amount: which amounts count; an amount of zero asks for nothing, but the name may be a sign all the same.
     """
 
@@ -32,6 +33,7 @@ class Resource:
     prefix: str = ""
     pattern: str = ""
     without: tuple[str, ...] = ()
+    off: str = ""
     amount: Literal["any", "positive", "fraction"] = "positive"
 
 
@@ -45,6 +47,7 @@ class Text:
         prefix: keys that begin so count too.
         pattern: what keys with that prefix have to match as a whole; "" is any.
         value: what the value has to match as a whole; "" is any.
+        unless: what it may not match as a whole; "" is nothing.
     """
 
     where: Literal["annotations", "labels", "nodeSelector"]
@@ -52,6 +55,7 @@ class Text:
     prefix: str = ""
     pattern: str = ""
     value: str = ""
+    unless: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +102,8 @@ class Not:
 
 Trigger = Resource | Text | Scheduler | Toleration | Variable | AnyOf | AllOf | Not
 
-NEVER: Final = AnyOf(())
+ZERO: Final = r"\s*0+(\.0*)?\s*"
+"""An amount that asks for nothing, as a text."""
 VIRTUAL: Final = AnyOf(
     (
         Text(where="labels", names=frozenset(VIRTUAL_LABELS), value="true"),
@@ -156,6 +161,8 @@ def alternatives(trigger: Trigger) -> Iterator[Trigger]:
 def _asks(container: ContainerReader, trigger: Resource) -> bool:
     if trigger.without and any(name.startswith(trigger.without) for name in container.resources):
         return False
+    if trigger.off and (trigger.off not in container.resources or _counts(container, trigger.off, "positive")):
+        return False
     return any(_among(name, trigger) and _counts(container, name, trigger.amount) for name in container.resources)
 
 
@@ -180,7 +187,11 @@ def _among(key: str, trigger: Resource | Text) -> bool:
 
 
 def _says(trigger: Text, key: str, value: str) -> bool:
-    return _among(key, trigger) and (not trigger.value or re.fullmatch(trigger.value, value, re.ASCII) is not None)
+    return (
+        _among(key, trigger)
+        and (not trigger.value or re.fullmatch(trigger.value, value, re.ASCII) is not None)
+        and (not trigger.unless or re.fullmatch(trigger.unless, value, re.ASCII) is None)
+    )
 
 
 def _texts(trigger: Text, pod: PodReader) -> Mapping[str, str]:
