@@ -51,6 +51,23 @@ def occupied(kept: Kept, places: Places, gpus: Sequence[GpuState]) -> list[GpuSt
     ]
 
 
+def fixed(gpus: Sequence[GpuState], keeps: Iterable[Kept]) -> list[tuple[Kept, Places]]:
+    """Choose where each is kept, one after the other; what has no room is kept nowhere.
+
+    Args:
+        gpus: of the node, without what is about to go.
+        keeps: what is kept, the most important first.
+    """
+    found = []
+    taken = list(gpus)
+    for kept in keeps:
+        places = place(kept.asks, kept.shape, taken)
+        if not isinstance(places, Rejection):
+            found.append((kept, places))
+            taken = occupied(kept, places, taken)
+    return found
+
+
 def beside(now: Sequence[GpuState], later: Sequence[GpuState], keeps: Iterable[Kept]) -> list[GpuState]:
     """The GPUs as they are for a pod that must leave room for others.
 
@@ -60,10 +77,8 @@ def beside(now: Sequence[GpuState], later: Sequence[GpuState], keeps: Iterable[K
         keeps: what is kept, the most important first; what has no room later either is kept nowhere.
     """
     taken = list(later)
-    for kept in keeps:
-        places = place(kept.asks, kept.shape, taken)
-        if not isinstance(places, Rejection):
-            taken = occupied(kept, places, taken)
+    for kept, places in fixed(later, keeps):
+        taken = occupied(kept, places, taken)
     return [
         GpuState(one.gpu, one.held | two.held, {*one.taken, *two.taken} if one.taken or two.taken else ())
         for one, two in zip(now, taken, strict=True)

@@ -14,7 +14,7 @@ from tessera.kube.clock import Clock
 from tessera.model.pod import Pod
 from tessera.placement.claims import Taken
 from tessera.placement.fit import GpuState, place
-from tessera.placement.keeping import Kept, beside
+from tessera.placement.keeping import Kept, fixed, occupied
 from tessera.placement.reasons import Reason, Rejection
 from tessera.placement.victims import Holder, Victims, choose, cost
 from webhook.extender.cluster import Cluster
@@ -84,11 +84,15 @@ class Candidates:
         closed = ledger.closed(node)
         if closed is not None and not (closed is Reason.CORDONED and kept.shape.cordoned):
             return None
-        promises = [promise.kept for promise in keeper.against(node, uid=uid, priority=priority, equal=True)]
+        promises = keeper.against(node, uid=uid, priority=priority, equal=True)
+        # Fixed before anybody is thought away: what is kept must not move to where a victim was.
+        kept_there = fixed(keeper.later(node, uid=uid, without=gone), [promise.kept for promise in promises])
 
         def without(keys: Collection[str]) -> list[GpuState]:
-            later = keeper.later(node, uid=uid, without=(*gone, *keys))
-            return beside(later, later, promises) if promises else later
+            states = keeper.later(node, uid=uid, without=(*gone, *keys))
+            for each, places in kept_there:
+                states = occupied(each, places, states)
+            return states
 
         holdings = ledger.holdings(node)
         going = keeper.going(node)
