@@ -79,12 +79,16 @@ class Examination(msgspec.Struct, frozen=True, kw_only=True):
     checks: tuple[Outcome, ...]
 
     def code(self, *, strict: bool = False) -> int:
-        """The exit code; with `strict` a check that could not look counts where there is no finding."""
+        """The exit code.
+
+        Without a finding, 3 where most checks had nothing to look at (what is well then says little), with `strict` where
+        any had.
+        """
         if self.errors:
             return ERRORS
         if self.warnings:
             return WARNINGS
-        if self.blind == len(self.checks) or (strict and self.blind):
+        if 2 * self.blind > len(self.checks) or (strict and self.blind):
             return COULD_NOT_LOOK
         return NO_FINDING
 

@@ -20,6 +20,10 @@ KEYS: Final = ("config.yaml", "config.yml", "tessera.yaml")
 """Under which of a ConfigMap's keys the config file is looked for."""
 
 
+DEFAULTS: Final = "defaults"
+"""The source of a config that was found nowhere."""
+
+
 def settings(
     config_maps: tuple[ConfigMap, ...], namespace: str, *, dialects: Mapping[str, type[DialectOptions]]
 ) -> Settings:
@@ -36,7 +40,7 @@ def settings(
                 return Settings(parse(text, dialects=dialects), source)
             except ConfigError as error:
                 return Settings(parse("", dialects=dialects), source, str(error))
-    return Settings(parse("", dialects=dialects), "defaults")
+    return Settings(parse("", dialects=dialects), DEFAULTS)
 
 
 def well_formed(evidence: Evidence) -> Seen:
@@ -58,12 +62,9 @@ def readable(evidence: Evidence) -> Seen:
     """The config is read without a mistake."""
     found = evidence.settings
     notes = []
-    if found.source == "defaults":
-        notes.append(
-            f"config: {evidence.config_maps.problem}"
-            if evidence.config_maps.problem
-            else f"no ConfigMap in {evidence.namespace} holds one, so the defaults are taken to be in force"
-        )
+    if found.source == DEFAULTS:
+        evidence.config_maps.need()
+        notes.append(f"no ConfigMap in {evidence.namespace} holds one, so the defaults are taken to be in force")
     if not found.problem:
         return Seen((), found.source, notes)
     finding = Finding(

@@ -97,7 +97,7 @@ class FakeApiServer:
             authenticate=self._authenticate,
             authorize=authorize,
             bookmark_interval=bookmark_interval,
-            proxied_pods=proxied_pods or {},
+            proxied_pods={} if proxied_pods is None else proxied_pods,
         )
         for name in _NAMESPACES:
             self.add_namespace(name)
