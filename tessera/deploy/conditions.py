@@ -166,15 +166,16 @@ def _merged(parts: Iterable[Trigger]) -> list[Trigger]:
 
 
 def _resource(trigger: Resource) -> str:
+    """``c`` is one container's limits and requests; where both have a name, the limit counts."""
     checks = [_named("k", trigger.names, trigger.prefix, trigger.pattern)]
     if trigger.amount == "positive":
-        checks.append("r[k] != '0'")
+        checks.append("(k in c[0] ? c[0][k] : r[k]) != '0'")
     elif trigger.amount == "fraction":
-        checks.append(f"r[k].matches({text(_FRACTION)})")
+        checks.append(f"(k in c[0] ? c[0][k] : r[k]).matches({text(_FRACTION)})")
     found = f"c.exists(r, r.exists(k, {' && '.join(checks)}))"
     if trigger.off:
         off = text(trigger.off)
-        found += f" && c.exists(r, {off} in r && r[{off}] == '0')"
+        found += f" && c.exists(r, {off} in r && ({off} in c[0] ? c[0][{off}] : r[{off}]) == '0')"
     if trigger.without:
         others = " || ".join(f"k.startsWith({text(prefix)})" for prefix in trigger.without)
         found += f" && !c.exists(r, r.exists(k, {others}))"

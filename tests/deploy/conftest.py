@@ -70,6 +70,7 @@ LABELS: Final = sorted(
     | {"alibabacloud.com/eci", "alibabacloud.com/acs", "alibabacloud.com/compute-class", "runai/queue", "app"}
     | {NAMES.unit, NAMES.region, NAMES.node_model}
 )
+HAMI: Final = ("nvidia.com/gpumem", "nvidia.com/gpumem-percentage", "nvidia.com/gpucores")
 SELECTORS: Final = {
     "nvidia.com/gpu.product": ("NVIDIA-A100", "NVIDIA-A100-SHARED", "NVIDIA-A100-MIG-1g.5gb"),
     "cloud.google.com/gke-gpu-sharing-strategy": ("time-sharing", "mps"),
@@ -174,8 +175,12 @@ def acted_on(mutator: Mutator, pod: dict[str, Any]) -> bool:
 
 def idle(pod: dict[str, Any]) -> bool:
     """Whether a pod says something of which only the code can tell that it asks for nothing."""
-    annotations = pod["metadata"].get("annotations", {})
-    return annotations.get("gpu-memory") == "0"  # refused beside other words of KAI's, left alone by itself
+    annotations = pod["metadata"].get("annotations") or {}
+    if annotations.get("gpu-memory") == "0":
+        return True  # refused beside other words of KAI's, left alone by itself
+    # CCE's fraction of a card is none beside HAMi's names, which may be nobody's where HAMi is off.
+    sides = [side for each in pod["spec"]["containers"] for side in each.get("resources", {}).values()]
+    return any("nvidia.com/gpu" in side and not side.keys().isdisjoint(HAMI) for side in sides)
 
 
 @pytest.fixture(scope="session")

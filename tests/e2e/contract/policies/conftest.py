@@ -17,6 +17,7 @@ from tessera.model.config import Config
 from tessera.model.names import names
 
 NAMES = names()
+STRATEGIC = "application/strategic-merge-patch+json"
 Object = dict[str, Any]
 
 
