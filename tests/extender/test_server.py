@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from tessera.model.config import Config, Preemption
 from tessera.model.names import names
 from webhook.extender.http import Limits
 
@@ -235,3 +236,31 @@ async def test_preempt_keeps_the_nodes_where_it_would_help(rig, pod):
     odd = pod("p", units=30, annotations={NAMES.guarantee: "iron"})
     answer = await rig.post("/preempt", {"Pod": odd, "NodeNameToMetaVictims": victims})
     assert answer == {"NodeNameToMetaVictims": {}}
+
+
+async def test_preempt_adds_whose_going_frees_a_slice(rig, pod):
+    """Newer kube-schedulers ask with no victims where only the extender had refused."""
+    rig.put_node("n1", 64, 64)
+    rig.put_node("n2", 64)
+    rig.put_node("n3", 64)
+    await rig.caught_up()
+    for name, node, priority in (("a", "n1", 3), ("b", "n1", 2), ("c", "n2", 100)):
+        await rig.bind(rig.put_pod(name, units=50, spec={"priority": priority}), node)
+    await rig.caught_up()
+    nobody = {"Pods": [], "NumPDBViolations": 0}
+    victims = {"n1": nobody, "n2": {"Pods": None}, "n3": nobody}
+    high = pod("p", units=30, spec={"priority": 100})
+    answer = await rig.post("/preempt", {"Pod": high, "NodeNameToMetaVictims": victims})
+    assert answer["NodeNameToMetaVictims"] == {
+        "n1": {"Pods": [{"UID": "uid-b"}], "NumPDBViolations": 0},
+        "n3": nobody,
+    }
+    some = {"n1": {"Pods": [{"UID": "uid-x"}], "NumPDBViolations": 1}}
+    answer = await rig.post("/preempt", {"Pod": high, "NodeNameToMetaVictims": some})
+    assert answer["NodeNameToMetaVictims"]["n1"] == {
+        "Pods": [{"UID": "uid-x"}, {"UID": "uid-b"}],
+        "NumPDBViolations": 1,
+    }
+    rig.config = Config(preemption=Preemption(enabled=False))
+    answer = await rig.post("/preempt", {"Pod": high, "NodeNameToMetaVictims": victims})
+    assert set(answer["NodeNameToMetaVictims"]) == {"n3"}
