@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import random
 import sys
 
 import msgspec
@@ -13,9 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tessera.kube.client import ApiClient
-from tessera.kube.clock import SystemClock
-from tessera.kube.config import connect
+from tessera.cli.terminal import add_common, client, console, text, write_json
 from tessera.kube.resources import NODES, PODS
 from tessera.model.errors import TesseraError
 from tessera.model.names import DOMAIN, Names, names
@@ -30,9 +26,7 @@ _FULL, _EMPTY = "█", "░"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `tessera inspect`."""
-    parser.add_argument("-o", "--output", choices=("table", "wide", "json"), default="table", help="how to show it")
-    parser.add_argument("--kubeconfig", help="which cluster (default: the pod's own, then $KUBECONFIG)")
-    parser.add_argument("--no-color", action="store_true", help="plain text (also $NO_COLOR)")
+    add_common(parser)
     parser.add_argument("--domain", default=DOMAIN, help="domain of the installation's names (default %(default)s)")
     parser.add_argument("--memory-unit", default="256Mi", help="memory unit of the installation (default %(default)s)")
     parser.add_argument("node", nargs="*", help="only these nodes")
@@ -43,40 +37,36 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         found = asyncio.run(_read(arguments.kubeconfig, names(arguments.domain, whole(arguments.memory_unit))))
     except TesseraError as error:
-        sys.stderr.write(f"tessera inspect: {error}\n")
+        sys.stderr.write(f"tessera inspect: {text(str(error))}\n")
         return 3
     if arguments.node:
         known = {node.name for node in found.nodes}
         missing = [name for name in arguments.node if name not in known]
         if missing:
             sys.stderr.write(
-                f"tessera inspect: no GPU node {', '.join(missing)}; there are {', '.join(sorted(known)) or 'none'}\n"
+                f"tessera inspect: no GPU node {text(', '.join(missing))}; "
+                f"there are {text(', '.join(sorted(known)) or 'none')}\n"
             )
             return 3
         found = msgspec.structs.replace(found, nodes=tuple(n for n in found.nodes if n.name in arguments.node))
     if arguments.output == "json":
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(found), indent=1).decode() + "\n")
+        write_json(found)
         return 0
-    # A pipe has no width of its own, and a cut table is of no use to whoever reads it.
-    width = None if sys.stdout.isatty() else 160
-    console = Console(no_color=arguments.no_color or "NO_COLOR" in os.environ, highlight=False, width=width)
-    show(found, console, wide=arguments.output == "wide")
+    show(found, console(arguments), wide=arguments.output == "wide")
     return 0
 
 
 async def _read(kubeconfig: str | None, which: Names) -> ClusterView:
-    clock = SystemClock()
-    connection = connect(kubeconfig, environ=os.environ, clock=clock)
-    async with ApiClient(connection, clock=clock, rng=random.Random(), user_agent="tessera-cli") as client:  # noqa: S311
-        nodes = await client.list(NODES, decoder=_NODES)
-        pods = await client.list(PODS, decoder=_PODS)
+    async with client(kubeconfig) as api:
+        nodes = await api.list(NODES, decoder=_NODES)
+        pods = await api.list(PODS, decoder=_PODS)
     return view(nodes.items, pods.items, which)
 
 
-def show(found: ClusterView, console: Console, *, wide: bool = False, waiting: bool = True) -> None:
+def show(found: ClusterView, out: Console, *, wide: bool = False, waiting: bool = True) -> None:
     """Print the view: one row per GPU; `wide` adds a row per slice, `waiting` the pods that have no node."""
     if not found.nodes:
-        console.print(
+        out.print(
             "No node has a Tessera inventory. Does the node agent run there? (kubectl get pods -A | grep tessera)"
         )
         return
@@ -85,17 +75,17 @@ def show(found: ClusterView, console: Console, *, wide: bool = False, waiting: b
         table.add_column(title, no_wrap=title != "PODS")
     for node in found.nodes:
         _rows(table, node, wide=wide)
-    console.print(table)
+    out.print(table)
     left = found.waiting if waiting else ()
     for pod in left[:20]:
-        console.print(f"waits: {pod.pod} ({pod.asks})")
+        out.print(text(f"waits: {pod.pod} ({pod.asks})"), soft_wrap=True)
     if len(left) > 20:
-        console.print(f"waits: and {len(left) - 20} more")
+        out.print(f"waits: and {len(left) - 20} more")
 
 
 def _rows(table: Table, node: NodeView, *, wide: bool) -> None:
     if node.problem:
-        table.add_row(node.name, "", Text(node.problem, style="red"))
+        table.add_row(text(node.name), "", text(node.problem, "red"))
         return
     name = node.name if node.state == "serving" else f"{node.name} ({node.state})"
     for gpu in node.gpus:
@@ -104,13 +94,13 @@ def _rows(table: Table, node: NodeView, *, wide: bool) -> None:
         if gpu.health != "ok":
             health.append(f" {gpu.health}")
         table.add_row(
-            name,
+            text(name),
             health,
-            gpu.model.removeprefix("NVIDIA "),
+            text(gpu.model.removeprefix("NVIDIA ")),
             _memory(gpu, node.unit),
             _bar(gpu.held_compute / 100, f"{gpu.held_compute}%"),
             f"{gpu.guarantee.memory}/{gpu.guarantee.compute}",
-            f"{len(pods)}: {', '.join(pods)}" if pods else "",
+            text(f"{len(pods)}: {', '.join(pods)}") if pods else "",
         )
         name = ""
         if wide:
@@ -118,7 +108,14 @@ def _rows(table: Table, node: NodeView, *, wide: bool) -> None:
                 amount = "whole" if piece.whole else piece.instance or binary(piece.units * node.unit)
                 compute = f"{piece.compute}%" if piece.compute else "shared"
                 mark = " (drift)" if piece.drift else ""
-                table.add_row("", "", f"  {piece.container}", f"  {amount}", f"  {compute}", "", f"  {piece.pod}{mark}")
+                table.add_row(
+                    "", "", _slot(piece.container), _slot(amount), _slot(compute), "", _slot(f"{piece.pod}{mark}")
+                )
+
+
+def _slot(what: str) -> Text:
+    """A slice's cell, indented below its GPU's."""
+    return Text("  ").append_text(text(what))
 
 
 def _memory(gpu: GpuView, unit: int) -> Text:

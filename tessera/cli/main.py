@@ -24,7 +24,7 @@ COMMANDS: Final = MappingProxyType(
         "generate": ("tessera.cli.generate", "write the manifests that depend on the config"),
         "inspect": ("tessera.cli.inspect", "show the cluster's GPUs and who holds what of them"),
         "top": ("tessera.cli.top", "show how much of the GPUs is booked and how much is used"),
-        "explain": ("tessera.cli.explain", "tell the life of one pod: what it asked, where it is planned, why it waits"),
+        "explain": ("tessera.cli.explain", "tell the life of one pod: what it asked, where it is, why it waits"),
         "doctor": ("tessera.cli.doctor", "say what is wrong with an installation, why it matters, and how to mend it"),
         "demo": ("tessera.demo.main", "run the whole of Tessera on this machine, without a GPU or a cluster"),
     }

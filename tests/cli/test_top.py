@@ -128,7 +128,7 @@ async def test_one_refusal_stands_for_all_agents(cluster):
     cluster.api.faults.add(on("get", "pods", subresource="proxy"), status.forbidden("", "pods", "x", "no"), times=None)
     cluster.api.forget_requests()
     _, out, _ = await cluster.run("top")
-    assert "and 35 more (pods/proxy: not permitted (403); pods \"x\" is forbidden: no)" in out
+    assert 'and 35 more (pods/proxy: not permitted (403); pods "x" is forbidden: no)' in out
     assert sum(each.seen.subresource == "proxy" for each in cluster.api.requests) < 40
 
 

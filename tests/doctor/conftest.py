@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import functools
 import json
 from datetime import UTC, datetime, timedelta
 
@@ -117,16 +118,26 @@ def material():
     return Cluster().material()
 
 
+@pytest.fixture(scope="session")
+def generated(material):
+    """What an installation is made with, by its config: generators take longer than the checks that are tested."""
+
+    @functools.cache
+    def generate(config):
+        found = parse(config, dialects=OPTIONS)
+        bundle = base64.b64encode(material.bundle.encode()).decode()
+        hooks = webhook_configurations(found, namespace=SPACE, ca_bundle=bundle)
+        return hooks, policies(found, namespace=SPACE), yaml.safe_dump(scheduler_configuration(found))
+
+    return generate
+
+
 @pytest.fixture
-def healthy(cluster, material):
+def healthy(cluster, material, generated):
     """Evidence of a cluster in which nothing is wrong; keywords replace what was read of one kind (plain objects)."""
 
     def build(*, config="deviceInjection: cdi\n", **changes):
-        found = parse(config, dialects=OPTIONS)
-        bundle = base64.b64encode(material.bundle.encode()).decode()
-        mutating, validating = webhook_configurations(found, namespace=SPACE, ca_bundle=bundle)
-        expected = policies(found, namespace=SPACE)
-        scheduler = yaml.safe_dump(scheduler_configuration(found))
+        (mutating, validating), expected, scheduler = generated(config)
         trees = {
             "nodes": [cluster.node("n1"), cluster.node("n2")],
             "pods": [

@@ -1,0 +1,48 @@
+"""`tessera inspect` against an API server: who holds what, and nothing that others wrote reaches the terminal as it is."""
+
+import json
+
+import pytest
+
+from tessera.model.names import names
+
+N = names()
+HOSTILE = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202eevil"
+
+
+async def test_who_holds_what(cluster):
+    cluster.node()
+    cluster.pod("train", 40, node="n1")
+    cluster.pod("waits", 8)
+    code, out, err = await cluster.run("inspect")
+    assert (code, err) == (0, "")
+    assert "10/22.5 GiB" in out
+    assert "1: default/train" in out
+    assert "waits: default/waits (main: 1 GPU, 2Gi of memory)" in out
+    _, out, _ = await cluster.run("inspect", "-o", "wide", "n1")
+    assert "default/train" in out
+
+
+async def test_a_node_that_is_not_there(cluster):
+    cluster.node()
+    code, out, err = await cluster.run("inspect", "n7")
+    assert (code, out, err) == (3, "", "tessera inspect: no GPU node n7; there are n1\n")
+
+
+async def test_an_api_server_that_is_away(cluster):
+    await cluster.api.stop()
+    code, out, err = await cluster.run("inspect")
+    assert (code, out) == (3, "")
+    assert err.startswith("tessera inspect: ")
+
+
+@pytest.mark.parametrize("output", ["table", "wide", "json"])
+async def test_hostile_objects_do_nothing_to_a_terminal(cluster, output):
+    cluster.node(model=f"[bold]A10{HOSTILE}")
+    cluster.node("n2", annotations={N.inventory: HOSTILE})
+    cluster.pod("evil", 8, node="n1")
+    code, out, _ = await cluster.run("inspect", "-o", output)
+    assert code == 0
+    assert "[bold]A10" in out
+    if output == "json":
+        assert json.loads(out)["nodes"][0]["gpus"][0]["model"] == f"[bold]A10{HOSTILE}"
