@@ -17,6 +17,12 @@ from tessera.model.quantity import Raw, parse
 
 DEMANDING: Final = ("In", "Exists", "Gt", "Lt")
 """Operators that a node without the label never satisfies."""
+MOST_CONTAINERS: Final = 512
+"""Containers of one pod; kubelets are tested with 110 pods a node."""
+MOST_RESOURCES: Final = 128
+"""Names in one container's limits and requests together."""
+MOST_LABELS: Final = 128
+"""Labels in a nodeSelector, terms in an affinity, expressions in a term."""
 _LONGEST: Final = 80
 VIRTUAL_LABELS: Final = ("alibabacloud.com/eci", "alibabacloud.com/acs")
 COMPUTE_CLASS: Final = "alibabacloud.com/compute-class"
@@ -97,11 +103,43 @@ class PodReader:
     __slots__ = ("annotations", "containers", "labels", "pod")
 
     def __init__(self, pod: Manifest) -> None:
-        """Read a pod once for all dialects."""
+        """Read a pod once for all dialects.
+
+        Raises:
+            RequestError: more containers, or resources of one, than any pod has. The API server bounds a pod's bytes only,
+                and eight MiB of containers would keep everybody else waiting for half a minute.
+        """
+        spec = pod.spec
+        there = len(spec.containers or ()) + len(spec.init_containers or ())
+        if there > MOST_CONTAINERS:
+            raise RequestError(
+                f"has {there} containers, of which at most {MOST_CONTAINERS} are read", fix="split it into several pods"
+            )
         self.pod = pod
         self.annotations: dict[str, str] = pod.metadata.annotations or {}
         self.labels: dict[str, str] = pod.metadata.labels or {}
         self.containers: tuple[ContainerReader, ...] = tuple(_containers(pod))
+        for container in self.containers:
+            if len(container.resources) > MOST_RESOURCES:
+                raise RequestError(
+                    f"asks for {len(container.resources)} resources, of which at most {MOST_RESOURCES} are read",
+                    container=container.name,
+                    fix="ask for fewer",
+                )
+
+    def check_choice(self) -> None:
+        """See to it that the pod's choice of nodes is short enough to be looked at.
+
+        Raises:
+            RequestError: more labels or terms than any pod has.
+        """
+        labels, terms = len(self.selector), len(self.terms)
+        expressions = max((len(term.match_expressions or ()) for term in self.terms), default=0)
+        if max(labels, terms, expressions) > MOST_LABELS:
+            raise RequestError(
+                f"chooses its node by {labels} labels and {terms} terms of up to {expressions} expressions",
+                fix=f"write at most {MOST_LABELS} of each",
+            )
 
     @property
     def selector(self) -> dict[str, str]:

@@ -13,7 +13,10 @@ from typing import Final
 
 from tessera.dialects.dialect import Baggage, Context
 from tessera.dialects.reader import PodReader
+from tessera.model.errors import RequestError
 
+LONGEST: Final = 4096
+"""Characters of one wish; placement reads no more."""
 _POLICIES: Final = MappingProxyType({"binpack": "pack", "spread": "spread"})
 _TRUE: Final = frozenset({"1", "t", "true", "y", "yes"})
 
@@ -61,7 +64,11 @@ class Wished:
         object.__setattr__(self, "annotations", frozenset(every))
 
     def baggage(self, pod: PodReader, context: Context) -> Baggage:
-        """Translate what a pod wishes."""
+        """Translate what a pod wishes.
+
+        Raises:
+            RequestError: a list that is longer than any of the kind.
+        """
         found, names = pod.annotations, context.names
         if self.annotations.isdisjoint(found):
             return Baggage()
@@ -86,8 +93,12 @@ class Wished:
             warnings.append(f"{self.mig_modes[0]}: mig asks for hardware isolation; a slice is none, a MIG instance is")
         return Baggage(annotations=ours, warnings=tuple(warnings))
 
-    def _parts(self, found: Mapping[str, str], annotations: Iterable[str]) -> list[str]:
+    def _parts(self, found: Mapping[str, str], annotations: tuple[str, ...]) -> list[str]:
         text = ",".join(found[name] for name in annotations if name in found)
+        if len(text) > LONGEST:
+            raise RequestError(
+                f"annotations {', '.join(annotations)} have {len(text)} characters", fix=f"write at most {LONGEST}"
+            )
         for separator in self.separators:
             text = text.replace(separator, ",")
         return [part.strip() for part in text.split(",") if part.strip()]
