@@ -7,21 +7,28 @@ something per row compares it and redoes only what is stale.
 
 from __future__ import annotations
 
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tessera.model.guarantee import Guarantee
-from tessera.placement.holding import Holding
+from tessera.placement.holding import Holding, free_percent, free_units
 
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
-Kind = TypeVar("Kind", bound=np.generic)
+Item = TypeVar("Item", bound=np.generic)
 
 MOST_PROFILES: Final = 64
 """MIG profiles that are counted; NVIDIA's largest list has under 30."""
 MOST_MODELS: Final = 4096
+MOST_KINDS: Final = 32
+"""Kinds of cards that are told apart; what comes later counts as the first kind."""
+NO_CPU: Final = 1 << 40
+"""Thousandths of a core left on a node that does not say how many it has: never scarce."""
+MEMORY, CALM, UNITS, PERCENT, SPARE, CAPACITY, KIND = range(7)
+"""Fields of `Columns.slots`; see there."""
+_FIELDS: Final = 7
 _FIRST_ROWS: Final = 16
 _FIRST_WIDTH: Final = 8
 _GUARANTEES: Final = tuple(Guarantee)
@@ -35,6 +42,13 @@ def guarantee_rank(guarantee: Guarantee) -> int:
 def gpu_number(gpu: str) -> int:
     """A GPU's id (12 hex digits) as a number above 0."""
     return int(gpu, 16) + 1
+
+
+class Kind(NamedTuple):
+    """What makes cards interchangeable: number of the product name in `Columns.models`, and units."""
+
+    model: int
+    units: int
 
 
 class Amounts:
@@ -78,6 +92,12 @@ class Columns:
         model: number of its product name in `models`.
         guarantee: rank of its memory guarantee.
         held: what is held, foreign use included.
+        slots: of shape rows x fields x slots, what scoring reads: free thousandths of memory and of compute, the largest
+            slice that fits in units and in percent, free units, units, and number of its kind in `kinds`; all 0 on a GPU that
+            takes no slices now. soft_slots: the same beside what was named.
+        cpu: by row, thousandths of a core that no pod has requested.
+        size, idle: by row, GPUs that take slices, and how many of them hold nothing. idle_version: number of the last
+            change of these.
         soft: what was named to pods that are not bound yet.
         has_soft: by row, whether any of that is not nothing.
         closed: by row, code of the reason why the node is not offered, 0 where it is.
@@ -100,6 +120,11 @@ class Columns:
         self.guarantee = np.zeros(shape, np.int64)
         self.held = Amounts(*shape)
         self.soft = Amounts(*shape)
+        self.slots = np.zeros((_FIRST_ROWS, _FIELDS, _FIRST_WIDTH), np.int64)
+        self.soft_slots = np.zeros((_FIRST_ROWS, _FIELDS, _FIRST_WIDTH), np.int64)
+        self.cpu = np.full(_FIRST_ROWS, NO_CPU, np.int64)
+        self.size = np.zeros(_FIRST_ROWS, np.int64)
+        self.idle = np.zeros(_FIRST_ROWS, np.int64)
         self.has_soft = np.zeros(_FIRST_ROWS, np.bool_)
         self.closed = np.zeros(_FIRST_ROWS, np.int64)
         self.rank = np.zeros(_FIRST_ROWS, np.int64)
@@ -107,6 +132,9 @@ class Columns:
         self.mig_there: dict[str, IntArray] = {}
         self.mig_free: dict[str, IntArray] = {}
         self.models: dict[str, int] = {"": 0}
+        self.kinds: dict[Kind, int] = {}
+        self.idle_version = 0
+        self.cards = 0
         self._version = 0
         self._free_rows: list[int] = []
 
@@ -128,6 +156,7 @@ class Columns:
             row = self.rows
             self.rows += 1
         self.ensure(self.rows, 0)
+        self.cpu[row] = NO_CPU
         self.touch(row)
         return row
 
@@ -143,6 +172,10 @@ class Columns:
             array[row] = 0
         self.held.clear(row)
         self.soft.clear(row)
+        self.slots[row] = self.soft_slots[row] = 0
+        self.size[row] = self.idle[row] = 0
+        self.idle_version += 1
+        self.cards += 1
         self.has_soft[row] = False
         for counts in (*self.mig_there.values(), *self.mig_free.values()):
             counts[row] = 0
@@ -163,7 +196,9 @@ class Columns:
         width = max(self.width, width)
         for name in ("capacity", "sliceable", "healthy", "ident", "model", "guarantee"):
             setattr(self, name, grown(getattr(self, name), allocated, width))
-        for name in ("has_soft", "closed", "rank", "version"):
+        for name in ("slots", "soft_slots"):
+            setattr(self, name, grown(getattr(self, name), allocated, _FIELDS, width))
+        for name in ("has_soft", "closed", "rank", "version", "cpu", "size", "idle"):
             setattr(self, name, grown(getattr(self, name), allocated))
         self.held.grow(allocated, width)
         self.soft.grow(allocated, width)
@@ -178,6 +213,32 @@ class Columns:
             return self.models.get(model, 0)
         return self.models.setdefault(model, len(self.models))
 
+    def kind_number(self, model: int, units: int) -> int:
+        """The number of a kind of card; kinds stay, as product names do. Beyond `MOST_KINDS` it is the first's."""
+        kind = Kind(model, units)
+        found = self.kinds.get(kind)
+        if found is None:
+            found = self.kinds[kind] = len(self.kinds) if len(self.kinds) < MOST_KINDS else 0
+        return found
+
+    def hold(self, row: int, slot: int, held: Holding, soft: Holding) -> None:
+        """Write what is held on one GPU; whether it takes slices, its units and its kind stand there already."""
+        self.held.set(row, slot, held)
+        self.soft.set(row, slot, soft)
+        units = int(self.capacity[row, slot])
+        if not (self.sliceable[row, slot] and self.healthy[row, slot]):
+            self.slots[row, :, slot] = self.soft_slots[row, :, slot] = 0
+            return
+        kind = self.kind_number(int(self.model[row, slot]), units)
+        self.slots[row, :, slot] = _fields(held, units, kind)
+        self.soft_slots[row, :, slot] = _fields(held + soft, units, kind) if soft else self.slots[row, :, slot]
+
+    def count(self, row: int, *, size: int, idle: int) -> None:
+        """Write how many GPUs of a node take slices, and how many of those hold nothing."""
+        if size != self.size[row] or idle != self.idle[row]:
+            self.size[row], self.idle[row] = size, idle
+            self.idle_version += 1
+
     def profile(self, profile: str) -> tuple[IntArray, IntArray] | None:
         """The counts of a MIG profile, made at first sight; None above `MOST_PROFILES`."""
         if profile not in self.mig_there:
@@ -188,7 +249,20 @@ class Columns:
         return self.mig_there[profile], self.mig_free[profile]
 
 
-def grown(array: NDArray[Kind], *shape: int) -> NDArray[Kind]:
+def _fields(held: Holding, units: int, kind: int) -> tuple[int, ...]:
+    spare = units - held.all_units
+    return (
+        max(0, 1000 * spare // units),
+        max(0, 10 * (100 - held.compute)),
+        free_units(held, capacity=units),
+        free_percent(held, capacity=units),
+        spare,
+        units,
+        kind,
+    )
+
+
+def grown(array: NDArray[Item], *shape: int) -> NDArray[Item]:
     """A copy with room for more, zeros where it is new."""
     larger = np.zeros(shape, array.dtype)
     larger[tuple(slice(0, size) for size in array.shape)] = array

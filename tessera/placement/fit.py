@@ -18,7 +18,7 @@ import msgspec
 from tessera.model.inventory import Gpu
 from tessera.model.tickets import Ask
 from tessera.placement.holding import NOTHING, Holding, fits, free_percent, free_units, hold, pod_holdings, within
-from tessera.placement.policies import Policy, left, policy
+from tessera.placement.policies import Policy, policy
 from tessera.placement.reasons import Reason, Rejection
 from tessera.placement.shape import Part, Shape, profile_name
 from tessera.placement.topology import JOIN_NAMES, Budget, groups, possible
@@ -264,7 +264,7 @@ def _one_gpu(shape: Shape, pool: list[GpuState], by: Policy) -> str:
         capacity = state.gpu.units
         total = state.held + shape.total(capacity)
         if within(total, capacity=capacity):
-            key = (by.gpu_cost(left(total, capacity=capacity)), index)
+            key = (by.cost(state.gpu, state.held, total), index)
             if best is None or key < best:
                 best, chosen = key, state.gpu.id
     return chosen
@@ -362,7 +362,7 @@ class _Search:
         for index, state in enumerate(self._pool):
             total, capacity = self._held[index] + self._piece(index, part), state.gpu.units
             if within(total, capacity=capacity):
-                fitting.append((self._by.gpu_cost(left(total, capacity=capacity)), index))
+                fitting.append((self._by.cost(state.gpu, self._held[index], total), index))
         order = [index for _, index in sorted(fitting)]
         if part.request.gpus > 1:
             ordered = [self._pool[index].gpu for index in order]

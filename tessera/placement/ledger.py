@@ -11,13 +11,14 @@ All calls are synchronous and there is one event loop: what a caller has seen fr
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Final
 
 from tessera.model.inventory import Gpu, Inventory
 from tessera.model.plan import Drift
 from tessera.placement.claims import Claim, Taken
-from tessera.placement.columns import Columns, gpu_number, guarantee_rank
+from tessera.placement.columns import NO_CPU, Columns, gpu_number, guarantee_rank
 from tessera.placement.fit import GpuState, free_instances
 from tessera.placement.holding import NOTHING
 from tessera.placement.nodebook import NodeBook, Room, Slot
@@ -47,12 +48,21 @@ class Ledger:
         self._books: dict[str, NodeBook] = {}
         self._where: dict[str, str] = {}
         self._soft_where: dict[str, str] = {}
+        self._cpu: dict[str, tuple[str, int]] = {}
+        self._cpu_used: dict[str, int] = {}
+        self._gangs: Counter[int] = Counter()
         self._ranked = True
 
     # Nodes.
 
     def set_node(
-        self, name: str, inventory: Inventory | None, *, closed: Reason | None = None, drift: Drift = _NO_DRIFT
+        self,
+        name: str,
+        inventory: Inventory | None,
+        *,
+        closed: Reason | None = None,
+        drift: Drift = _NO_DRIFT,
+        cpu: int | None = None,
     ) -> None:
         """Say what a node is now; called again for every change.
 
@@ -61,6 +71,7 @@ class Ledger:
             inventory: its GPUs; None where it has none or they can't be read.
             closed: why it takes no pods, or None.
             drift: what its agent reports beside the plans.
+            cpu: thousandths of a core that pods may request in all; None where it does not say.
         """
         book = self._book(name)
         before = self._room(book)
@@ -69,9 +80,15 @@ class Ledger:
             self._names_changed()
         if book.become(inventory, closed=closed, drift=drift):
             self.columns.clear(book.row)
+            self._describe(book)
             self._write(book, book.slots)
         elif book.closed is not was_closed:
             self._write(book, ())
+            self.columns.idle_version += 1
+            self.columns.cards += 1
+        if book.cpu != cpu:
+            book.cpu = cpu
+            self._write_cpu(book)
         self._tell(book, before)
 
     def drop_node(self, name: str) -> None:
@@ -83,6 +100,7 @@ class Ledger:
         self._names_changed()
         self.columns.clear(book.row)
         self._write(book, ())
+        self._write_cpu(book)
         self._tidy(book)
 
     def __contains__(self, name: object) -> bool:
@@ -126,12 +144,18 @@ class Ledger:
         if self._where.get(key, name) != name:
             self.release(key)
         book = self._book(name)
-        if book.claim(key) == claim:
+        old = book.claim(key)
+        if old == claim:
             return
-        before = self._room(book)
+        # What comes new makes nothing free, except where the node had reported more of the pod.
+        grows = old is not None or book.reports(key)
+        before = self._room(book) if grows else {}
+        self._count_gang(old, -1)
+        self._count_gang(claim, 1)
         self._where[key] = name
         self._write(book, book.book(key, claim))
-        self._tell(book, before)
+        if grows:
+            self._tell(book, before)
 
     def release(self, key: str) -> None:
         """Free what is booked under a key; nothing where nothing is."""
@@ -140,6 +164,7 @@ class Ledger:
             return
         book = self._books[name]
         before = self._room(book)
+        self._count_gang(book.claim(key), -1)
         self._write(book, book.release(key))
         self._tell(book, before)
         self._tidy(book)
@@ -182,6 +207,31 @@ class Ledger:
         claim = self._books[name].soft_claim(key) if name is not None else None
         return None if name is None or claim is None else (name, claim)
 
+    def gangs(self, size: int) -> int:
+        """How many bookings hold so many whole GPUs, or more, for one container."""
+        return sum(count for gpus, count in self._gangs.items() if gpus >= size)
+
+    # CPU, which whole pods request: also those that hold no GPU, and those of other schedulers.
+
+    def use_cpu(self, key: str, name: str, cpu: int) -> None:
+        """Say what a pod on a node requests, in thousandths of a core; it replaces what was said under that key."""
+        if self._cpu.get(key) == (name, cpu):
+            return
+        self.free_cpu(key)
+        self._cpu[key] = (name, cpu)
+        self._add_cpu(name, cpu)
+
+    def free_cpu(self, key: str) -> None:
+        """A pod requests nothing any more."""
+        found = self._cpu.pop(key, None)
+        if found is not None:
+            self._add_cpu(found[0], -found[1])
+
+    def cpu_left(self, name: str) -> int | None:
+        """Thousandths of a core that no pod on the node has requested; None where the node does not say."""
+        book = self._books.get(name)
+        return None if book is None or book.cpu is None else book.cpu - self._cpu_used.get(name, 0)
+
     def rank(self) -> None:
         """Bring `columns.rank` up to date after nodes came or went."""
         if self._ranked:
@@ -211,33 +261,58 @@ class Ledger:
     def _write(self, book: NodeBook, gpus: Iterable[str]) -> None:
         """Bring a node's row up to date, for these of its GPUs."""
         columns, row = self.columns, book.row
-        columns.ensure(columns.rows, len(book.slots))
         columns.closed[row] = book.closed.code if book.closed is not None else 0
-        wanted = set(gpus)
-        for index, (gpu, slot) in enumerate(book.slots.items()):
-            if gpu in wanted:
-                self._write_slot(row, index, slot)
-        columns.has_soft[row] = any(slot.soft for slot in book.slots.values())
+        for gpu in gpus:
+            slot = book.slots[gpu]
+            columns.hold(row, slot.index, slot.held, slot.soft)
+            if slot.gpu.mig:
+                self._write_instances(row, slot)
+        columns.has_soft[row] = book.named
+        columns.count(row, size=book.size, idle=book.empty)
         columns.touch(row)
 
-    def _write_slot(self, row: int, index: int, slot: Slot) -> None:
-        columns, gpu = self.columns, slot.gpu
-        columns.capacity[row, index] = gpu.units
-        columns.sliceable[row, index] = gpu.units > 0 and not gpu.mig
-        columns.healthy[row, index] = gpu.health == "ok"
-        columns.ident[row, index] = gpu_number(gpu.id)
-        columns.model[row, index] = columns.model_number(gpu.model)
-        columns.guarantee[row, index] = guarantee_rank(gpu.guarantee.memory)
-        columns.held.set(row, index, slot.held)
-        columns.soft.set(row, index, slot.soft)
-        if not gpu.mig:
-            return
+    def _describe(self, book: NodeBook) -> None:
+        """Write what stays the same of a node's GPUs, whatever they hold."""
+        columns, row = self.columns, book.row
+        columns.ensure(columns.rows, len(book.slots))
+        for index, slot in enumerate(book.slots.values()):
+            gpu = slot.gpu
+            columns.capacity[row, index] = gpu.units
+            columns.sliceable[row, index] = slot.takes_slices
+            columns.healthy[row, index] = gpu.health == "ok"
+            columns.ident[row, index] = gpu_number(gpu.id)
+            columns.model[row, index] = columns.model_number(gpu.model)
+            columns.guarantee[row, index] = guarantee_rank(gpu.guarantee.memory)
+
+    def _write_instances(self, row: int, slot: Slot) -> None:
+        columns, gpu, index = self.columns, slot.gpu, slot.index
         state = GpuState(gpu, NOTHING, slot.instances)
         for profile in {profile_name(instance.profile) for instance in gpu.mig}:
             counts = columns.profile(profile)
             if counts is not None:
                 counts[0][row, index] = sum(profile_name(i.profile) == profile for i in gpu.mig)
                 counts[1][row, index] = len(free_instances(state, profile)) if gpu.health == "ok" else 0
+
+    def _count_gang(self, claim: Claim | None, sign: int) -> None:
+        for ask in claim.asks if claim is not None else ():
+            if ask.request.whole and ask.request.gpus > 1:
+                self._gangs[ask.request.gpus] += sign
+
+    def _add_cpu(self, name: str, cpu: int) -> None:
+        used = self._cpu_used.get(name, 0) + cpu
+        if used:
+            self._cpu_used[name] = used
+        else:
+            self._cpu_used.pop(name, None)
+        book = self._books.get(name)
+        if book is not None:
+            self._write_cpu(book)
+
+    def _write_cpu(self, book: NodeBook) -> None:
+        left = self.cpu_left(book.name)
+        self.columns.cpu[book.row] = NO_CPU if left is None else left
+        if book.slots:
+            self.columns.touch(book.row)
 
     def _room(self, book: NodeBook) -> Room:
         return book.room() if self._grew is not None else {}

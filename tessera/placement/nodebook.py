@@ -30,11 +30,13 @@ Room = Mapping[str, tuple[int, ...]]
 class Slot:
     """One GPU of a node with what is held on it."""
 
-    __slots__ = ("booked", "gpu", "instances", "soft", "soft_instances")
+    __slots__ = ("_state", "booked", "gpu", "index", "instances", "soft", "soft_instances")
 
-    def __init__(self, gpu: Gpu) -> None:
+    def __init__(self, gpu: Gpu, index: int) -> None:
         """Nothing is held yet."""
         self.gpu = gpu
+        self.index = index
+        self._state: GpuState | None = None
         self.booked = NOTHING
         self.soft = NOTHING
         self.instances: Counter[str] = Counter()
@@ -45,8 +47,24 @@ class Slot:
         """What is booked and what the node sees in foreign use, as units."""
         return self.booked + Holding(units=self.gpu.held) if self.gpu.held else self.booked
 
+    @property
+    def takes_slices(self) -> bool:
+        """It is one to be sliced, not cut by MIG."""
+        return self.gpu.units > 0 and not self.gpu.mig
+
+    def state(self) -> GpuState:
+        """The GPU as `fit` takes it; made once per change, as most GPUs of a node have not changed since it was asked."""
+        if self._state is None:
+            self._state = GpuState(self.gpu, self.held, self.instances)
+        return self._state
+
+    def changed(self) -> None:
+        """What is held is not what it was."""
+        self._state = None
+
     def empty(self) -> None:
         """Hold nothing any more."""
+        self._state = None
         self.booked = self.soft = NOTHING
         self.instances.clear()
         self.soft_instances.clear()
@@ -61,6 +79,7 @@ class NodeBook:
         there: the Node object exists; bookings may come before it.
         closed: why it takes no pods, or None.
         unit: bytes of one unit of its inventory, 0 without one.
+        cpu: thousandths of a core that pods may request in all, None where the node does not say.
         slots: its GPUs by id, in the inventory's order.
     """
 
@@ -71,6 +90,7 @@ class NodeBook:
         "_reported",
         "_soft",
         "closed",
+        "cpu",
         "name",
         "row",
         "slots",
@@ -85,6 +105,7 @@ class NodeBook:
         self.there = False
         self.closed: Reason | None = Reason.UNKNOWN_NODE
         self.unit = 0
+        self.cpu: int | None = None
         self.slots: dict[str, Slot] = {}
         self._known: set[str] = set()
         self._drift: Drift = _NO_DRIFT
@@ -110,7 +131,7 @@ class NodeBook:
         self._known.update(gpu.id for gpu in gpus)
         if len(self._known) > 4 * MOST_GPUS:
             self._known = {gpu.id for gpu in gpus}
-        self.slots = {gpu.id: Slot(gpu) for gpu in gpus}
+        self.slots = {gpu.id: Slot(gpu, index) for index, gpu in enumerate(gpus)}
         self._recount()
         return True
 
@@ -118,7 +139,7 @@ class NodeBook:
         """The Node object is gone; what is booked under its name stays."""
         self.there = False
         self.closed = Reason.UNKNOWN_NODE
-        self.unit, self.slots, self._drift, self._known = 0, {}, _NO_DRIFT, set()
+        self.unit, self.cpu, self.slots, self._drift, self._known = 0, None, {}, _NO_DRIFT, set()
         self._recount()
 
     # Bookings.
@@ -165,10 +186,31 @@ class NodeBook:
         found = self._soft.pop(key, None)
         return self._add_softly(found[1], -1) if found is not None else set()
 
+    @property
+    def named(self) -> bool:
+        """Anything was named on these GPUs."""
+        return any(counted.holdings for _, counted in self._soft.values())
+
+    def reports(self, key: str) -> bool:
+        """The node reports something of this pod."""
+        return key in self._drift
+
     # What is free.
+
+    @property
+    def size(self) -> int:
+        """GPUs that take slices now."""
+        return sum(slot.gpu.health == "ok" and slot.takes_slices for slot in self.slots.values())
+
+    @property
+    def empty(self) -> int:
+        """Those of them that hold nothing."""
+        return sum(slot.gpu.health == "ok" and slot.takes_slices and not slot.held for slot in self.slots.values())
 
     def states(self, *, without: Collection[str], soft: bool) -> list[GpuState]:
         """The GPUs with what is held on them, as `fit` takes them."""
+        if not soft and not any(key in self._bookings for key in without):
+            return [slot.state() for slot in self.slots.values()]
         left_out = [self._bookings[key][1] for key in without if key in self._bookings]
         left_soft = [self._soft[key][1] for key in without if key in self._soft]
         states = []
@@ -235,6 +277,7 @@ class NodeBook:
         for gpu, piece in counted.holdings.items():
             slot = self.slots[gpu]
             slot.booked = slot.booked + piece if sign > 0 else slot.booked - piece
+            slot.changed()
         for gpu, instances in counted.instances.items():
             _count_instances(self.slots[gpu].instances, instances, sign)
         return counted.holdings.keys() | counted.instances.keys()

@@ -11,6 +11,7 @@ from typing import Final
 
 from tessera.model import inventory as inventories
 from tessera.model import plan as plans
+from tessera.model.cpu import milli
 from tessera.model.errors import AnnotationError, QuantityError
 from tessera.model.inventory import Inventory
 from tessera.model.names import Names
@@ -32,6 +33,7 @@ class NodeFacts:
         closed: why it takes no pods, or None.
         problems: annotations that can't be read, for the log.
         texts: the annotations that were read.
+        cpu: thousandths of a core that its pods may request in all, None where it does not say.
     """
 
     inventory: Inventory | None
@@ -39,6 +41,7 @@ class NodeFacts:
     closed: Reason | None = None
     problems: tuple[str, ...] = ()
     texts: tuple[str | None, str | None] = (None, None)
+    cpu: int | None = None
 
 
 def read(node: Node, names: Names, before: NodeFacts | None = None) -> NodeFacts:
@@ -54,7 +57,7 @@ def read(node: Node, names: Names, before: NodeFacts | None = None) -> NodeFacts
         inventory, drift, problems = before.inventory, before.drift, before.problems
     else:
         inventory, drift, problems = _annotations(*texts)
-    return NodeFacts(inventory, drift, _closed(node, names, inventory, texts[0]), problems, texts)
+    return NodeFacts(inventory, drift, _closed(node, names, inventory, texts[0]), problems, texts, _cpu(node))
 
 
 def _annotations(inventory: str | None, drift: str | None) -> tuple[Inventory | None, Drift, tuple[str, ...]]:
@@ -106,6 +109,14 @@ def _gone(node: Node, names: Names) -> bool:
 def _tickets(node: Node, names: Names) -> list[bool]:
     """For each ticket of ours in allocatable, whether there is any of it."""
     return [_positive(raw) for name, raw in (node.status.allocatable or {}).items() if names.is_ticket(name)]
+
+
+def _cpu(node: Node) -> int | None:
+    raw = (node.status.allocatable or {}).get("cpu")
+    try:
+        return milli(raw) if raw is not None else None
+    except QuantityError:
+        return None
 
 
 def _positive(raw: Raw) -> bool:

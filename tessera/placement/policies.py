@@ -1,85 +1,56 @@
-"""Which of the GPUs and nodes that fit is best: `pack` keeps GPUs whole, `spread` keeps them calm.
+"""Which of the GPUs of one node are best, by plain integers: what extender and node agent share.
 
-A policy sees what would be *left*: thousandths of a GPU's memory plus thousandths of its compute, so 2000 is an idle GPU.
-It counts with plain arithmetic only, which is the same on one integer (the node agent, no numpy) and on an array of all
-nodes (the extender). Ties are the caller's, in a stable order: a coin there costs more packing than any policy gains.
+A policy gives every GPU that fits a cost by what is held there before and after; the lowest is taken, the first in the
+node's order where costs are equal. `pack` and `spread` see what would be *left*: thousandths of a GPU's memory plus
+thousandths of its compute, so 2000 is an idle GPU. The measures (`priced`, `fragmentation`) need to know what pods ask in
+this cluster, which only the extender learns; where nobody knows, as on the node, they pack.
+
+How nodes are compared stands in `nodescores` (for `pack`, `spread` and `best-fit`) and in `priced`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import Final, Protocol
 
+from tessera.model.config import PolicyName
+from tessera.model.inventory import Gpu
 from tessera.placement.holding import Holding
-from tessera.placement.wishes import PolicyName
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 IDLE: Final = 2000
 """What is left of an idle GPU."""
-_NODE_SCALE: Final = 1 << 20
-"""Above anything that the second of two criteria can come to: 128 GPUs with 2000 left each."""
-
-Amount = TypeVar("Amount", int, "NDArray[np.int64]")
 
 
 class Policy(Protocol):
-    """One way to choose."""
+    """One way to choose among the GPUs of a node."""
 
-    @property
-    def name(self) -> PolicyName:
-        """As config and annotation write it."""
-        ...
-
-    def gpu_cost(self, left: Amount) -> Amount:
-        """Order of the GPUs of one node, the lowest first, by what would be left of each."""
-        ...
-
-    def node_score(self, cost: Amount, left: Amount) -> Amount:
-        """Order of nodes, the highest first.
-
-        Args:
-            cost: the sum of `gpu_cost` over the GPUs that would be taken.
-            left: what is left on all GPUs of the node before.
-        """
+    def cost(self, gpu: Gpu, before: Holding, after: Holding) -> int:
+        """Order of the GPUs, the lowest first, by what would be held on each."""
         ...
 
 
 class Pack:
-    """The GPU that is left with least, then the node that has least: whole GPUs and whole nodes stay free."""
+    """The GPU that is left with least: whole GPUs stay free."""
 
-    name: Final[PolicyName] = "pack"
-
-    def gpu_cost(self, left: Amount) -> Amount:
+    def cost(self, gpu: Gpu, before: Holding, after: Holding) -> int:  # noqa: ARG002
         """Fullest first."""
-        return left
-
-    def node_score(self, cost: Amount, left: Amount) -> Amount:
-        """The tightest fit; among equals the fullest node."""
-        return -(cost * _NODE_SCALE + left)
+        return left(after, capacity=gpu.units)
 
 
 class Spread:
-    """The node with most left, then its emptiest GPU: neighbours disturb each other least."""
+    """The emptiest GPU: neighbours disturb each other least."""
 
-    name: Final[PolicyName] = "spread"
-
-    def gpu_cost(self, left: Amount) -> Amount:
+    def cost(self, gpu: Gpu, before: Holding, after: Holding) -> int:  # noqa: ARG002
         """Emptiest first."""
-        return -left
-
-    def node_score(self, cost: Amount, left: Amount) -> Amount:
-        """The emptiest node; among equals the one with the emptiest GPU."""
-        return left * _NODE_SCALE - cost
+        return -left(after, capacity=gpu.units)
 
 
-_POLICIES: Final[dict[PolicyName, Policy]] = {"pack": Pack(), "spread": Spread()}
+_PACK: Final = Pack()
+_SPREAD: Final = Spread()
 
 
 def policy(name: PolicyName) -> Policy:
-    """The policy of that name."""
-    return _POLICIES[name]
+    """What the policy of that name does on one node, where nothing is known of the pods to come."""
+    return _SPREAD if name == "spread" else _PACK
 
 
 def left(total: Holding, *, capacity: int) -> int:

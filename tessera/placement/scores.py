@@ -2,7 +2,8 @@
 
 The rules are those of `fit.judge`, written once more on arrays of nodes x GPUs, since asking node after node would cost
 20 us each; a test holds the two together. Only nodes that have changed since the shape came last are judged again, so a
-decision costs what has happened meanwhile and not what the cluster has.
+decision costs what has happened meanwhile and not what the cluster has. When the tables that price them are made anew,
+everything is judged again, a part at a time where the caller can let others have the loop meanwhile.
 
 What the arrays can't tell (several containers at once, GPUs that must hang together) `fit.place` tells for the node that
 would be taken; its verdict is kept in the row until that node changes.
@@ -15,59 +16,89 @@ from typing import Final
 
 import numpy as np
 
-from tessera.model.errors import AnnotationError
-from tessera.model.guarantee import Guarantee
-from tessera.model.inventory import gpu_id
-from tessera.placement.columns import BoolArray, Columns, IntArray, gpu_number, grown, guarantee_rank
+from tessera.placement.columns import BoolArray, Columns, IntArray, grown
 from tessera.placement.fit import what
+from tessera.placement.nodescores import cheapest, gpu_costs, node_scores
 from tessera.placement.policies import Policy, policy
-from tessera.placement.reasons import Reason, Rejection, by_code
-from tessera.placement.shape import Part, Shape
-from tessera.placement.views import Pieces, View
+from tessera.placement.priced import Block, Named, Piece, Scored, Together
+from tessera.placement.pricing import MEASURED, Pricing
+from tessera.placement.reasons import Rejection, by_code
+from tessera.placement.shape import Shape
+from tessera.placement.views import View
+from tessera.placement.whynot import closed_codes, explain, free_instances, wished_masks
 
-MOST_SHAPES: Final = 256
-"""Shapes kept; at 5,000 nodes each costs 200 kB."""
-_NEVER: Final = 1 << 40
-"""A cost above any; more than this times the GPUs of a node stays within 64 bits."""
+MOST_SHAPES: Final = 512
+"""Shapes kept; at 5,000 nodes each costs 80 kB, and 120 kB more once it was refused."""
+SLOTS_AT_ONCE: Final = 16_384
+"""GPUs judged before others get the loop: about 3 ms."""
+_NOTHING: Final = np.zeros(0, np.int64)
 
 
 class ShapeRow:
     """What is known of one shape on every node.
 
     Attributes:
-        code: by row, 0 where the shape fits, else the code of the reason why not. need, have: the reason's numbers.
-        softly: it fits beside what was just named, too.
+        fits: by row, whether the shape fits. softly: also beside what was just named.
         score: the higher the better, for nodes where it fits.
+        code: by row, 0 where the shape fits, else the code of the reason why not. need, have: the reason's numbers.
+            profile: number of the MIG profile it is about.
     """
 
-    __slots__ = ("code", "have", "need", "profile", "score", "seen", "shape", "size", "softly")
-
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, columns: Columns) -> None:
         """Nothing known yet."""
         self.shape = shape
-        self.size = 0
+        self.pieces = [Piece(shape, part) for part in shape.slices]
         self.seen = -1
-        self.code = np.zeros(0, np.int64)
-        self.need = np.zeros(0, np.int64)
-        self.have = np.zeros(0, np.int64)
-        self.profile = np.zeros(0, np.int64)
+        self.generation = 0
+        self.pending = _NOTHING
+        self.fits = np.zeros(0, np.bool_)
         self.softly = np.zeros(0, np.bool_)
         self.score = np.zeros(0, np.int64)
+        self._columns = columns
+        self._refused: dict[int, Rejection] = {}
+        self._explained = -1
+        self._why: IntArray = np.zeros((4, 0), np.int64)
 
-    def ensure(self, size: int) -> None:
-        """Make room for rows."""
-        if size <= self.size:
-            return
-        self.size = size
-        for name in ("code", "need", "have", "profile", "softly", "score"):
-            setattr(self, name, grown(getattr(self, name), size))
+    @property
+    def code(self) -> IntArray:
+        return np.asarray(self._reasons()[0], np.int64)
+
+    @property
+    def need(self) -> IntArray:
+        return np.asarray(self._reasons()[1], np.int64)
+
+    @property
+    def have(self) -> IntArray:
+        return np.asarray(self._reasons()[2], np.int64)
+
+    @property
+    def profile(self) -> IntArray:
+        return np.asarray(self._reasons()[3], np.int64)
+
+    def stale(self) -> IntArray:
+        """Rows of the nodes that have changed since they were judged."""
+        columns = self._columns
+        if len(self.fits) < columns.allocated:
+            for name in ("fits", "softly", "score"):
+                setattr(self, name, grown(getattr(self, name), columns.allocated))
+        if self.seen == columns.latest:
+            return self.pending
+        rows = np.flatnonzero(columns.version[: columns.rows] > self.seen)
+        self.seen = columns.latest
+        return np.union1d(rows, self.pending) if len(self.pending) else rows
+
+    def judged(self, rows: IntArray, fits: BoolArray, softly: BoolArray, score: IntArray) -> None:
+        """Keep what was found out about some nodes."""
+        self.fits[rows], self.softly[rows], self.score[rows] = fits, softly, score
+        if self._refused:
+            self._explained = -1
+            for row in self._refused.keys() & set(rows.tolist()):
+                del self._refused[row]
 
     def refuse(self, row: int, rejection: Rejection) -> None:
         """Keep what `place` has found out about a node, until it changes."""
-        self.code[row] = rejection.reason.code
-        self.need[row] = rejection.need
-        self.have[row] = rejection.have
-        self.softly[row] = False
+        self.fits[row] = self.softly[row] = False
+        self._refused[row] = rejection
 
     def avoid(self, row: int) -> None:
         """`place` found no room beside what was just named; the node still fits without that."""
@@ -80,233 +111,136 @@ class ShapeRow:
         profile = profiles[int(self.profile[row])] if profiles else ""
         return Rejection(reason, int(self.need[row]), int(self.have[row]), what(self.shape, reason, profile))
 
+    def _reasons(self) -> IntArray:
+        """The reasons of all nodes, worked out for those that have changed since they were last asked for."""
+        columns = self._columns
+        if self._why.shape[1] < columns.allocated:
+            self._why = grown(self._why, 4, columns.allocated)
+        rows = np.flatnonzero(columns.version[: columns.rows] > self._explained)
+        self._explained = columns.latest
+        if len(rows):
+            self._why[:, rows] = 0
+            rows = rows[~self.fits[rows]]
+            verdict = explain(self.shape, columns, rows)
+            self._why[:, rows] = (verdict.code, verdict.need, verdict.have, verdict.profile)
+        for row, rejection in self._refused.items():
+            self._why[:3, row] = (rejection.reason.code, rejection.need, rejection.have)
+        return self._why
+
 
 class Scores:
     """The rows of the shapes that came lately."""
 
-    def __init__(self, columns: Columns) -> None:
+    def __init__(self, columns: Columns, pricing: Pricing | None = None) -> None:
         """Score the nodes of these columns."""
+        self.pricing = pricing or Pricing(columns)
         self._columns = columns
         self._rows: OrderedDict[Shape, ShapeRow] = OrderedDict()
+        self._names: tuple[int, Named] = (-1, {})
 
     def row(self, shape: Shape) -> ShapeRow:
         """The row of a shape, as of now."""
+        found = self._find(shape)
+        stale = found.stale()
+        if len(stale):
+            self._judge(found, stale)
+            found.pending = _NOTHING
+        return found
+
+    def prepare(self, shape: Shape) -> bool:
+        """Bring a part of a shape's row up to date; True once the rest is little enough to be done at once."""
+        found = self._find(shape)
+        stale = found.stale()
+        most = max(1, SLOTS_AT_ONCE // self._columns.width)
+        if len(stale) <= most:
+            found.pending = stale
+            return True
+        self._judge(found, stale[:most])
+        found.pending = stale[most:]
+        return False
+
+    def chooser(self, shape: Shape, row: int, *, soft: bool) -> Policy:
+        """How to choose among the GPUs of the node of that row, as its score has it."""
+        name = shape.wishes.policy
+        if name not in MEASURED:
+            return policy(name)
+        self.pricing.refresh()
+        columns = self._columns
+        if self._names[0] != len(columns.kinds):
+            self._names = (len(columns.kinds), self.pricing.names())
+        slots = columns.soft_slots if soft else columns.slots
+        return self.pricing.measured(name).chooser(shape, slots[row], int(columns.cpu[row]), self._names[1])
+
+    def gang_size(self, shape: Shape) -> int:
+        """GPUs of the nodes that are kept from this shape, for pods that need whole ones; 0 where none is."""
+        return self.pricing.gang_size(shape) if shape.wishes.policy == "priced" else 0
+
+    def unreserved(self, rows: IntArray, size: int, *, running: int) -> IntArray:
+        """Of nodes that fit, those that are not kept; see `Pricing.unreserved`."""
+        return self.pricing.unreserved(rows, size, running=running)
+
+    def _find(self, shape: Shape) -> ShapeRow:
         found = self._rows.get(shape)
         if found is None:
-            found = self._rows[shape] = ShapeRow(shape)
+            found = self._rows[shape] = ShapeRow(shape, self._columns)
             if len(self._rows) > MOST_SHAPES:
                 self._rows.popitem(last=False)
         else:
             self._rows.move_to_end(shape)
-        columns = self._columns
-        if found.seen != columns.latest:
-            found.ensure(columns.allocated)
-            stale = np.flatnonzero(columns.version > found.seen)
-            found.seen = columns.latest
-            if len(stale):
-                _judge(found, columns, stale)
+        if shape.wishes.policy in MEASURED:
+            self.pricing.refresh()
+            if found.generation != self.pricing.generation:
+                found.generation, found.seen, found.pending = self.pricing.generation, -1, _NOTHING
         return found
 
+    def _judge(self, found: ShapeRow, rows: IntArray) -> None:
+        """Judge these nodes anew: where the shape fits and how well, also beside what was named."""
+        shape, columns = found.shape, self._columns
+        wishes = shape.wishes
+        pool: BoolArray | None = None
+        masks = None
+        if shape.instances or wishes.uuids or wishes.models or wishes.not_models or wishes.least.value != "none":
+            masks = wished_masks(shape, columns, rows)
+            pool = masks.wished
+        scored = self._score(found, rows, pool, soft=False)
+        fits = scored.room & (closed_codes(shape, columns, rows) == 0)
+        if masks is not None:
+            for profile, need in shape.instances.items():
+                fits &= free_instances(columns, profile, rows, masks) >= need
+        softly, score = fits, scored.score
+        named = np.flatnonzero(columns.has_soft[rows] & fits)
+        if len(named):
+            beside = self._score(found, rows[named], pool[named] if pool is not None else None, soft=True)
+            softly = fits.copy()
+            softly[named] = beside.room
+            score = score.copy()
+            score[named] = np.where(beside.room, beside.score, score[named])
+        found.judged(rows, fits, softly, score)
 
-def _judge(row: ShapeRow, columns: Columns, rows: IntArray) -> None:
-    """Judge these nodes anew: first where the shape fits and how well, then, for the others only, why not."""
-    shape = row.shape
-    masks = _masks(shape, columns, rows)
-    score, room = _score(shape, View(columns, rows, soft=False), masks)
-    for profile, need in shape.instances.items():
-        room &= _free_instances(columns, profile, rows, masks) >= need
-    closed = columns.closed[rows]
-    if shape.cordoned:
-        closed = np.where(closed == Reason.CORDONED.code, 0, closed)
-    fits = room & (closed == 0)
-    row.code[rows], row.softly[rows], row.score[rows] = 0, fits, score
-    others = np.flatnonzero(~fits)
-    if len(others):
-        _explain(row, columns, rows[others], _Verdict(closed[others]), masks.at(others))
-    soft = np.flatnonzero(columns.has_soft[rows] & fits)
-    if len(soft):
-        part = rows[soft]
-        score, room = _score(shape, View(columns, part, soft=True), masks.at(soft))
-        row.softly[part] = room
-        row.score[part] = np.where(room, score, row.score[part])
-
-
-def _explain(row: ShapeRow, columns: Columns, rows: IntArray, verdict: _Verdict, masks: _Masks) -> None:
-    """The first reason against each of these nodes, in the order of `fit.judge`."""
-    shape = row.shape
-    if shape.slices:
-        _explain_slices(verdict, shape, View(columns, rows, soft=False), masks)
-    _explain_instances(verdict, shape, columns, rows, masks)
-    row.code[rows], row.need[rows], row.have[rows] = verdict.code, verdict.need, verdict.have
-    row.profile[rows] = verdict.profile
-
-
-class _Verdict:
-    """The first reason against each node."""
-
-    def __init__(self, closed: IntArray) -> None:
-        self.code = closed.copy()
-        self.need = np.zeros_like(closed)
-        self.have = np.zeros_like(closed)
-        self.profile = np.zeros_like(closed)
-
-    def refuse(
-        self, where: BoolArray, reason: Reason, need: int = 0, have: IntArray | int = 0, profile: int = 0
-    ) -> None:
-        """Where nothing else was in the way before."""
-        hit = where & (self.code == 0)
-        if not hit.any():
-            return
-        self.code[hit] = reason.code
-        self.need[hit] = need
-        self.have[hit] = have if isinstance(have, int) else have[hit]
-        self.profile[hit] = profile
-
-
-class _Masks:
-    """Which GPUs count: all that can be sliced, and those that the wishes allow, step by step."""
-
-    __slots__ = ("firm", "healthy", "model", "sliceable", "uuid")
-
-    def __init__(
-        self, sliceable: BoolArray, uuid: BoolArray, model: BoolArray, firm: BoolArray, healthy: BoolArray
-    ) -> None:
-        self.sliceable = sliceable
-        self.uuid = uuid
-        self.model = model
-        self.firm = firm
-        self.healthy = healthy
-
-    def at(self, places: IntArray) -> _Masks:
-        """The masks of some of the rows."""
-        return _Masks(*(mask[places] for mask in (self.sliceable, self.uuid, self.model, self.firm, self.healthy)))
-
-    @property
-    def wished(self) -> BoolArray:
-        return self.uuid & self.model & self.firm
-
-
-def _masks(shape: Shape, columns: Columns, rows: IntArray) -> _Masks:
-    wishes = shape.wishes
-    every = np.ones((len(rows), columns.width), np.bool_)
-    uuid = model = firm = every
-    if wishes.uuids:
-        uuid = np.isin(columns.ident[rows], [number for number in map(_ident, wishes.uuids) if number])
-    if wishes.models or wishes.not_models:
-        taken = np.array([wishes.takes_model(name) for name in columns.models], np.bool_)
-        model = taken[columns.model[rows]]
-    rank = guarantee_rank(wishes.least)
-    if rank < guarantee_rank(Guarantee.NONE):
-        firm = columns.guarantee[rows] <= rank
-    return _Masks(columns.sliceable[rows], uuid, model, firm, columns.healthy[rows])
-
-
-def _ident(uuid: str) -> int:
-    try:
-        return gpu_number(gpu_id(uuid.replace("gpu-", "GPU-", 1)))
-    except AnnotationError:
-        return 0
-
-
-def _explain_slices(verdict: _Verdict, shape: Shape, view: View, masks: _Masks) -> None:
-    pool = masks.sliceable
-    verdict.refuse(~_any(pool), Reason.NO_GPU)
-    for mask, reason in (
-        (masks.uuid, Reason.NO_UUID),
-        (masks.model, Reason.NO_MODEL),
-        (masks.firm, Reason.WEAK_GUARANTEE),
-    ):
-        pool = pool & mask
-        verdict.refuse(~_any(pool), reason)
-    slices = shape.slices
-    most = max(part.request.gpus for part in slices)
-    verdict.refuse(_count(pool) < most, Reason.FEW_GPUS, most, _count(pool))
-    for part in slices:
-        units, gpus = shape.units(part), part.request.gpus
-        large = _count(pool & (view.capacity >= units))
-        largest = _most(view.capacity, pool)
-        verdict.refuse((large < gpus) & (largest < units), Reason.SMALL_GPUS, units, largest)
-        verdict.refuse(large < gpus, Reason.FEW_GPUS, gpus, large)
-    together = shape.together and len(slices) > 1
-    total = Pieces.together(shape, view.capacity) if together else None
-    if total is not None:
-        verdict.refuse(~_any(pool & total.within(view.capacity)), Reason.SMALL_TOGETHER)
-    pool = pool & masks.healthy
-    verdict.refuse(_count(pool) < most, Reason.SICK, most, _count(pool))
-    for part in slices:
-        _explain_part(verdict, shape, part, view, pool)
-    if total is not None:
-        verdict.refuse(~_any(pool & view.room(total)), Reason.TOGETHER)
-
-
-def _explain_part(verdict: _Verdict, shape: Shape, part: Part, view: View, pool: BoolArray) -> None:
-    request = part.request
-    room = _count(pool & view.room(Pieces.of(shape, part, view.capacity)))
-    short = room < request.gpus
-    if not (short & (verdict.code == 0)).any():
-        return
-    if request.whole:
-        verdict.refuse(short, Reason.WHOLE_GPUS, request.gpus, room)
-        return
-    if request.memory is not None:
-        units, best = shape.units(part), _most(view.free_units(), pool)
-        verdict.refuse(short & (best < units), Reason.UNITS, units, best)
-    else:
-        percent, best = request.memory_percent or 0, _most(view.free_percent(), pool)
-        verdict.refuse(short & (best < percent), Reason.PERCENT, percent, best)
-    compute, calmest = request.compute or 0, _most(np.maximum(0, 100 - view.compute), pool)
-    verdict.refuse(short & (calmest < compute), Reason.COMPUTE, compute, calmest)
-    if request.gpus > 1:
-        verdict.refuse(short, Reason.FREE_GPUS, request.gpus, room)
-    verdict.refuse(short, Reason.BOTH)
-
-
-def _explain_instances(verdict: _Verdict, shape: Shape, columns: Columns, rows: IntArray, masks: _Masks) -> None:
-    for index, (profile, need) in enumerate(sorted(shape.instances.items())):
-        counts = columns.mig_there.get(profile)
-        there = _count(np.where(masks.wished, counts[rows], 0)) if counts is not None else np.zeros_like(rows)
-        verdict.refuse(there < need, Reason.NO_MIG, need, there, index)
-        free = _free_instances(columns, profile, rows, masks)
-        verdict.refuse(free < need, Reason.MIG_TAKEN, need, free, index)
-
-
-def _free_instances(columns: Columns, profile: str, rows: IntArray, masks: _Masks) -> IntArray:
-    counts = columns.mig_free.get(profile)
-    return _count(np.where(masks.wished, counts[rows], 0)) if counts is not None else np.zeros_like(rows)
-
-
-def _score(shape: Shape, view: View, masks: _Masks) -> tuple[IntArray, BoolArray]:
-    """How good each node would be, and where every slice has room by itself; a node without room has any score."""
-    by = policy(shape.wishes.policy)
-    pool = masks.sliceable & masks.wished & masks.healthy
-    cost = np.zeros(len(view.capacity), np.int64)
-    room = np.ones(len(view.capacity), np.bool_)
-    if shape.slices and shape.together:
-        cost, room = _cheapest(Pieces.together(shape, view.capacity), 1, view, pool, by)
-    elif shape.slices:
-        for part in shape.slices:
-            more, fits = _cheapest(Pieces.of(shape, part, view.capacity), part.request.gpus, view, pool, by)
-            cost, room = cost + more, room & fits
-    return by.node_score(cost, view.left().sum(axis=1)), room
-
-
-def _cheapest(piece: Pieces, count: int, view: View, pool: BoolArray, by: Policy) -> tuple[IntArray, BoolArray]:
-    """The sum of the lowest `count` costs of a node, and whether it has so many GPUs with room."""
-    room = pool & view.room(piece)
-    costs = np.where(room, by.gpu_cost(view.left(piece)), _NEVER)
-    if count == 1:
-        return np.asarray(costs.min(axis=1), np.int64), _any(room)
-    enough = _count(room) >= count
-    return np.asarray(np.sort(costs, axis=1)[:, :count].sum(axis=1), np.int64), enough
-
-
-def _count(counts: BoolArray | IntArray) -> IntArray:
-    return np.asarray(counts.sum(axis=1), np.int64)
-
-
-def _any(mask: BoolArray) -> BoolArray:
-    return np.asarray(mask.any(axis=1), np.bool_)
-
-
-def _most(amounts: IntArray, mask: BoolArray) -> IntArray:
-    return np.asarray(np.where(mask, amounts, 0).max(axis=1), np.int64)
+    def _score(self, found: ShapeRow, rows: IntArray, pool: BoolArray | None, *, soft: bool) -> Scored:
+        """How good each node would be, and where every slice has room by itself."""
+        shape, columns = found.shape, self._columns
+        block = Block((columns.soft_slots if soft else columns.slots)[rows], columns.cpu[rows])
+        pieces: list[Piece] | list[Together] = found.pieces
+        if shape.together:
+            pieces = [Together(shape, View(columns, rows, soft=soft))]
+        name = shape.wishes.policy
+        if name in MEASURED:
+            return self.pricing.measured(name).scores(shape, pieces, block, pool)
+        left = block.memory + block.calm
+        before = np.asarray(left.sum(axis=1), np.int64)
+        cost, size = np.zeros_like(before), np.zeros_like(before)
+        room = np.ones(len(rows), np.bool_)
+        places = np.arange(len(rows))[:, None]
+        for piece in pieces:
+            fits = piece.room(block)
+            if pool is not None:
+                fits &= pool
+            memory, calm = piece.after(block)
+            after = memory + calm
+            costs = gpu_costs(name, after)
+            chosen, enough = cheapest(costs, fits, piece.gpus)
+            cost += costs[places, chosen].sum(axis=1)
+            size += (left - after)[places, chosen].sum(axis=1)
+            room &= enough
+        return Scored(node_scores(name, cost, before, size=size, cpu=block.cpu - shape.cpu), room)

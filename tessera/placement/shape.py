@@ -36,12 +36,14 @@ class Shape(msgspec.Struct, frozen=True):
         parts: the containers that ask.
         wishes: which GPUs it would like.
         cordoned: it tolerates cordoned nodes.
+        cpu: thousandths of a core that the whole pod requests.
     """
 
     unit: int
     parts: tuple[Part, ...]
     wishes: Wishes = Wishes()
     cordoned: bool = False
+    cpu: int = 0
 
     @property
     def slices(self) -> tuple[Part, ...]:
@@ -84,7 +86,7 @@ class Shape(msgspec.Struct, frozen=True):
         return units_of(part.request.memory, self.unit) if part.request.memory is not None else 0
 
 
-def shape_of(asks: Sequence[Ask], *, unit: int, wishes: Wishes, cordoned: bool = False) -> Shape:
+def shape_of(asks: Sequence[Ask], *, unit: int, wishes: Wishes, cordoned: bool = False, cpu: int = 0) -> Shape:
     """The shape of a pod.
 
     Args:
@@ -92,6 +94,7 @@ def shape_of(asks: Sequence[Ask], *, unit: int, wishes: Wishes, cordoned: bool =
         unit: bytes of one memory unit.
         wishes: from its annotations.
         cordoned: it tolerates cordoned nodes.
+        cpu: thousandths of a core that the whole pod requests.
 
     Raises:
         RequestError: more containers ask than any pod needs, or several GPUs where an init container ties all to one.
@@ -101,7 +104,7 @@ def shape_of(asks: Sequence[Ask], *, unit: int, wishes: Wishes, cordoned: bool =
             f"{len(asks)} containers ask for GPUs", fix=f"let at most {MOST_CONTAINERS} containers of one pod ask"
         )
     parts = tuple(Part(ask.role, _bare(ask.request)) for ask in asks)
-    shape = Shape(unit, parts, wishes, cordoned)
+    shape = Shape(unit, parts, wishes, cordoned, cpu)
     several = next((a for a in asks if a.request.mig is None and a.request.gpus > 1), None)
     if several is not None and shape.together:
         raise RequestError(

@@ -7,22 +7,21 @@ extender refuses them again, since a pod may have been created while the webhook
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal, TypeVar, get_args
 
 import msgspec
 
-from tessera.model.config import Placement
+from tessera.model.config import Placement, PolicyName
 from tessera.model.errors import RequestError
 from tessera.model.guarantee import Guarantee
 from tessera.model.names import Names
 
 Join = Literal["nvlink", "numa", "any"]
 """How the GPUs of one container hang together: all pairs by NVLink, all on one NUMA node, or no matter how."""
-PolicyName = Literal["pack", "spread"]
 
 V = TypeVar("V", bound=str)
 
-POLICIES: Final[tuple[PolicyName, ...]] = ("pack", "spread")
+POLICIES: Final[tuple[PolicyName, ...]] = get_args(PolicyName)
 _JOINS: Final[dict[str, tuple[Join, ...]]] = {
     "nvlink": ("nvlink",),
     "numa": ("numa",),
@@ -53,7 +52,7 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     not_models: tuple[str, ...] = ()
     uuids: tuple[str, ...] = ()
     least: Guarantee = Guarantee.NONE
-    policy: PolicyName = "pack"
+    policy: PolicyName = "priced"
     joins: tuple[Join, ...] = ("nvlink", "numa", "any")
 
     def takes_model(self, model: str) -> bool:
@@ -87,7 +86,7 @@ def wishes(annotations: Mapping[str, str] | None, names: Names, placement: Place
         RequestError: a value that means nothing, with what may be written instead.
     """
     found = annotations or {}
-    models, not_models = _models(found.get(names.gpu_models, ""), names.gpu_models)
+    models, not_models = read_models(found.get(names.gpu_models, ""), names.gpu_models)
     policy = _one_of(found.get(names.gpu_placement), POLICIES, names.gpu_placement)
     join = _one_of(found.get(names.gpu_topology), tuple(_JOINS), names.gpu_topology)
     least = _one_of(found.get(names.guarantee), tuple(g.value for g in Guarantee), names.guarantee)
@@ -101,7 +100,12 @@ def wishes(annotations: Mapping[str, str] | None, names: Names, placement: Place
     )
 
 
-def _models(text: str, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def read_models(text: str, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Read parts of product names, wanted and unwanted: ``A100,-T4``; `name` is what an error calls the text.
+
+    Raises:
+        RequestError: a dash without a name, or far too many.
+    """
     wanted, unwanted = set(), set()
     for part in _parts(text, name):
         if part == "-":

@@ -223,7 +223,7 @@ async def test_a_pod_that_can_not_be_meant_is_refused_everywhere_with_the_fix(ri
 
 
 async def test_all_nodes_and_their_scores_for_who_wants_them(new_rig, pod):
-    rig = await new_rig(config=Config(placement=Placement(answer="all")))
+    rig = await new_rig(config=Config(placement=Placement(answer="all", policy="pack")))
     for name, held in (("n1", 10), ("n2", 30), ("n3", 60)):
         rig.put_node(name, 64, held=held)
     rig.put_node("n4", 40, 20)

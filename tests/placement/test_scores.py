@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tessera.model.config import PolicyName
 from tessera.model.guarantee import Guarantee
 from tessera.placement.claims import Claim
 from tessera.placement.fit import Place, judge, place
 from tessera.placement.holding import hold
 from tessera.placement.ledger import Ledger
+from tessera.placement.nodescores import node_scores
 from tessera.placement.policies import left, policy
 from tessera.placement.reasons import Reason, Rejection
 from tessera.placement.scores import MOST_SHAPES, Scores
@@ -62,7 +67,7 @@ def wishes(gpu):
         not_models=st.sampled_from([(), (), ("t4",)]),
         least=st.sampled_from([Guarantee.NONE, Guarantee.NONE, Guarantee.KERNEL]),
         uuids=st.sampled_from([(), (), (gpu(0).uuid.lower(),), ("gpu-nonsense",)]),
-        policy=st.sampled_from(["pack", "spread"]),
+        policy=st.sampled_from(get_args(PolicyName)),
     )
 
 
@@ -91,7 +96,7 @@ def test_every_node_is_judged_as_if_alone(gpu, inventory, ask, unit, data):
             ledger.name_softly(f"p{step}", name, claim)
         if data.draw(st.booleans()):
             scores.row(shape)
-    row, anew = scores.row(shape), Scores(ledger.columns).row(shape)
+    row, anew = scores.row(shape), Scores(ledger.columns, scores.pricing).row(shape)
     for name in ("a", "b", "c"):
         at = ledger.row(name)
         alone = Rejection(closed[name]) if closed[name] else judge(shape, ledger.states(name))
@@ -116,13 +121,15 @@ def test_the_score_is_the_policys_for_the_gpus_that_place_takes(gpu, inventory, 
         return
     by = policy(shape.wishes.policy)
     states = {state.gpu.id: state for state in ledger.states("a")}
-    before = sum(left(state.held, capacity=state.gpu.units) for state in states.values())
+    offered = [s for s in states.values() if s.gpu.health == "ok" and not s.gpu.mig]
+    before = sum(left(state.held, capacity=state.gpu.units) for state in offered)
     cost = 0
     for taken in found["main"]:
         state, capacity = states[taken.gpu], states[taken.gpu].gpu.units
         piece = hold(asks[0].request, capacity=capacity, unit=unit)
-        cost += by.gpu_cost(left(state.held + piece, capacity=capacity))
-    assert row.score[at] == by.node_score(cost, before)
+        cost += by.cost(state.gpu, state.held, state.held + piece)
+    sums = np.array([cost]), np.array([before])
+    assert row.score[at] == node_scores(shape.wishes.policy, *sums, size=sums[0], cpu=sums[0])[0]
 
 
 def test_what_place_found_out_is_kept_until_the_node_changes(gpu, inventory, ask, unit):

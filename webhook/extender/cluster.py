@@ -13,12 +13,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, Literal, NoReturn, Protocol, TypeVar
 
-from tessera.kube.changes import Change, Deleted
+from tessera.kube.changes import Added, Change, Deleted
 from tessera.kube.clock import Clock
+from tessera.model.config import Measure
+from tessera.model.cpu import cpu_of
 from tessera.model.names import Names
 from tessera.model.node import Node
 from tessera.model.pod import Pod
@@ -26,7 +28,9 @@ from tessera.model.tickets import Ask
 from tessera.placement.claims import Claim, claim_of
 from tessera.placement.ledger import Ledger
 from tessera.placement.nodefacts import NodeFacts, read
+from tessera.placement.pricing import Pricing
 from tessera.placement.scores import Scores
+from tessera.placement.workload import Demand, Demands, Workload
 from webhook.extender.keeping import Keeper
 from webhook.extender.preferences import Preferences
 
@@ -77,6 +81,7 @@ class Cluster:
 
     Attributes:
         ledger: who holds what.
+        workload: what pods ask, learned from all that were seen.
         scores: which nodes fit which shapes.
         preferences: what pods prefer of nodes.
         keeper: what is kept for pods that were promised a node.
@@ -91,6 +96,8 @@ class Cluster:
         clock: Clock,
         grew: Callable[[str], None] | None = None,
         settled: Callable[[str], None] | None = None,
+        measure: Measure | None = None,
+        expected: Iterable[tuple[Demand, float]] = (),
     ) -> None:
         """Start with an empty ledger; subscribe `pod_changed` and `node_changed` to the caches.
 
@@ -101,16 +108,22 @@ class Cluster:
             clock: measures how long what is kept.
             grew: called with the name of a node that can take more than before.
             settled: called with the UID of a pod that no longer waits for a node (bound, ended or gone).
+            measure: constants of the measures that price nodes.
+            expected: what pods will ask, before enough of them were seen.
         """
         self.pods = pods
         self.nodes = nodes
         self.names = names
         self.ledger = Ledger(grew=grew)
-        self.scores = Scores(self.ledger.columns)
+        constants = measure or Measure()
+        self.workload = Workload(half_life=constants.half_life)
+        self.workload.expect(expected)
+        self.scores = Scores(self.ledger.columns, Pricing(self.ledger.columns, self.workload, constants))
         self.preferences = Preferences()
         self.keeper = Keeper(self.ledger, names=names, clock=clock, freed=grew)
         self._clock = clock
         self._settled = settled
+        self._demands = Demands(names)
         self._facts: dict[str, NodeFacts] = {}
         self._reservations: dict[str, _Reservation] = {}
         self._vanished: dict[str, _Vanished] = {}
@@ -134,8 +147,10 @@ class Cluster:
         """Take in a change of a pod."""
         if isinstance(change, Deleted):
             self._pod_gone(change.final)
-        else:
-            self._pod_seen(change.new)
+            return
+        if isinstance(change, Added):
+            self._learn(change.new)
+        self._pod_seen(change.new)
 
     def node_changed(self, change: Change[Node]) -> None:
         """Take in a change of a node."""
@@ -149,17 +164,26 @@ class Cluster:
         self.keeper.pod_seen(pod)
         if pod.ended:
             self._free(uid, pod.spec.node_name)
+            self.ledger.free_cpu(uid)
         elif pod.spec.node_name:
             self._forget(uid)
+            self.ledger.use_cpu(uid, pod.spec.node_name, cpu_of(pod))
             claim = claim_of(pod, self.names)
             if claim is None:
                 self.ledger.release(uid)
             else:
                 self.ledger.book(uid, pod.spec.node_name, self._shared(claim))
 
+    def _learn(self, pod: Pod) -> None:
+        """Count what a pod asks, once; one without a GPU where it takes CPU from GPUs."""
+        demand = self._demands.of(pod)
+        if demand is not None and (demand.gpus or self.ledger.gpus(pod.spec.node_name)):
+            self.workload.saw(demand)
+
     def _pod_gone(self, pod: Pod) -> None:
         uid = pod.metadata.uid
         self.keeper.pod_gone(uid)
+        self.ledger.free_cpu(uid)
         reservation = self._reservations.get(uid)
         booked = self.ledger.booked(uid)
         if pod.ended or booked is None:
@@ -215,7 +239,7 @@ class Cluster:
     def _set_node(self, name: str, facts: NodeFacts) -> None:
         freed = self._freed.get(name, ())
         drift = {uid: told for uid, told in facts.drift.items() if uid not in freed} if freed else facts.drift
-        self.ledger.set_node(name, facts.inventory, closed=facts.closed, drift=drift)
+        self.ledger.set_node(name, facts.inventory, closed=facts.closed, drift=drift, cpu=facts.cpu)
 
     def _node_gone(self, name: str) -> None:
         self._facts.pop(name, None)
@@ -262,6 +286,9 @@ class Cluster:
         """Book for a pod whose Binding is about to be written."""
         self._forget_name(uid)
         self.ledger.book(uid, node, claim)
+        pod = self.pods.by_uid(uid)
+        if pod is not None:
+            self.ledger.use_cpu(uid, node, cpu_of(pod))
         self._reservations[uid] = _Reservation(node, "writing", self._clock.monotonic())
 
     def reserved(self, uid: str) -> bool:
@@ -296,6 +323,7 @@ class Cluster:
         if self.reserved(uid):
             del self._reservations[uid]
             self.ledger.release(uid)
+            self.ledger.free_cpu(uid)
 
     # Time.
 

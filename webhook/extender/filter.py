@@ -21,9 +21,11 @@ import msgspec
 import numpy as np
 
 from tessera.model.config import Config
+from tessera.model.cpu import cpu_of
 from tessera.model.errors import RequestError
 from tessera.model.pod import Pod
 from tessera.model.tickets import Ask, asks
+from tessera.placement.choose import best
 from tessera.placement.claims import Claim
 from tessera.placement.columns import IntArray
 from tessera.placement.fit import place
@@ -72,7 +74,7 @@ def read_asked(pod: Pod, config: Config, *, cordoned: bool = False) -> Asked | N
     if not found:
         return None
     wished = wishes(pod.metadata.annotations, config.names, config.placement)
-    shape = shape_of(found, unit=config.memory_unit, wishes=wished, cordoned=cordoned)
+    shape = shape_of(found, unit=config.memory_unit, wishes=wished, cordoned=cordoned, cpu=cpu_of(pod))
     return Asked(pod.metadata.uid, found, shape, pod.spec.priority or 0)
 
 
@@ -118,10 +120,14 @@ class Filter:
             self._metrics.filtered("passed", {})
             return _everything(args)
         self._cluster.forget_old_names()
+        self._cluster.scores.pricing.configure(config.placement.measure)
         if config.placement.answer == "all":
             return await self._all(asked, args)
         kept_from: dict[str, Rejection] = {}
         for _ in range(_MOST_ROUNDS):
+            if not self._cluster.scores.prepare(asked.shape):
+                await asyncio.sleep(0)
+                continue
             listed = self._lists.resolve(args)
             self._cluster.ledger.forget_softly(args.pod.metadata.uid)
             if len(listed.known):
@@ -165,15 +171,15 @@ class Filter:
         failed = 0
         for soft in (True, False):
             while True:
-                fitting = row.softly[listed.known] if soft else row.code[listed.known] == 0
+                fitting = (row.softly if soft else row.fits)[listed.known]
                 rows = listed.known[fitting]
                 if kept_from:
                     rows = rows[~np.isin(rows, [self._cluster.ledger.row(name) for name in kept_from])]
                 if not len(rows):
                     break
-                best = self._pick(pod, row, rows)
-                if self._try(asked, row, best, listed.name(best), kept_from, soft=soft):
-                    return listed.name(best), True
+                at = self._pick(pod, row, rows)
+                if self._try(asked, row, at, listed.name(at), kept_from, soft=soft):
+                    return listed.name(at), True
                 failed += 1
                 if failed >= TRIES:
                     return None, False
@@ -184,12 +190,7 @@ class Filter:
         preferred = self._cluster.preferences.scores(pod, rows)
         if preferred is not None:
             rows = rows[preferred == preferred.max()]
-        scores = row.score[rows]
-        rows = rows[scores == scores.max()]
-        if len(rows) > 1:
-            self._cluster.ledger.rank()
-            rows = rows[[int(self._cluster.ledger.columns.rank[rows].argmin())]]
-        return int(rows[0])
+        return best(self._cluster.ledger, self._cluster.scores, row, rows)
 
     def _try(
         self, asked: Asked, row: ShapeRow, at: int, name: str, kept_from: dict[str, Rejection], *, soft: bool
@@ -197,7 +198,7 @@ class Filter:
         """Place the pod on a node exactly; what comes out is named, or kept as the verdict on that node."""
         uid = asked.uid
         states = self._cluster.keeper.states(name, uid=uid, priority=asked.priority, soft=soft)
-        found = place(asked.asks, asked.shape, states)
+        found = place(asked.asks, asked.shape, states, by=self._cluster.scores.chooser(asked.shape, at, soft=soft))
         if not isinstance(found, Rejection):
             self._cluster.name_softly(uid, name, Claim(asked.asks, found))
             return True

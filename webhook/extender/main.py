@@ -24,9 +24,11 @@ from tessera.kube.config import connect
 from tessera.kube.events import EventRecorder
 from tessera.kube.resources import NODES, PODS
 from tessera.kube.watch import WatchCache
-from tessera.model.config import parse
+from tessera.model.config import Config, parse
+from tessera.model.errors import ConfigError
 from tessera.model.node import Node
 from tessera.model.pod import Pod
+from tessera.placement.workload import LARGEST_FILE, Demand, read_expected
 from webhook.extender.bind import Binder
 from webhook.extender.candidates import Candidates
 from webhook.extender.cluster import Cluster
@@ -80,7 +82,16 @@ async def serve(options: Namespace, signals: Signals) -> None:
         nodes = WatchCache(client, NODES, msgspec.json.Decoder(Node), clock=clock, rng=rng)
         waiting = Waiting(clock=clock, metrics=metrics)
         waker = Waker(client, nodes.get, names=names, clock=clock, metrics=metrics, waiting=waiting)
-        cluster = Cluster(pods, nodes, names=names, clock=clock, grew=waker.grew, settled=waiting.settled)
+        cluster = Cluster(
+            pods,
+            nodes,
+            names=names,
+            clock=clock,
+            grew=waker.grew,
+            settled=waiting.settled,
+            measure=config.current.placement.measure,
+            expected=_expected(config.current),
+        )
         waker.look_at(lambda node, pod: cluster.keeper.states(node, uid=pod.uid, priority=pod.priority))
         pods.subscribe(cluster.pod_changed)
         nodes.subscribe(cluster.node_changed)
@@ -140,3 +151,15 @@ async def serve(options: Namespace, signals: Signals) -> None:
             for task in (*tasks, stop):
                 task.cancel()
             await asyncio.gather(*tasks, stop, return_exceptions=True)
+
+
+def _expected(config: Config) -> tuple[tuple[Demand, float], ...]:
+    """The requests that config expects; read once, as they only serve to start from."""
+    path = config.placement.shapes
+    if not path:
+        return ()
+    try:
+        with open(path, "rb") as file:
+            return read_expected(file.read(LARGEST_FILE + 1), unit=config.memory_unit)
+    except OSError as error:
+        raise ConfigError(f"placement.shapes names {path}, which can't be read: {error.strerror}") from error

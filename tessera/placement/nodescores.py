@@ -1,0 +1,59 @@
+"""How `pack`, `spread` and `best-fit` compare nodes: by what would be left there, once more on arrays.
+
+Kept for those who want a rule that can be told in one sentence, and as the benchmark's baselines.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from tessera.model.config import PolicyName
+from tessera.placement.columns import BoolArray, IntArray
+
+NEVER: Final = 1 << 40
+"""A cost above any; more than this times the GPUs of a node stays within 64 bits."""
+_NODE_SCALE: Final = 1 << 20
+"""Above anything that the second of two criteria can come to: 128 GPUs with 2000 left each."""
+_CORES_PER_GPU: Final = 16
+"""CPU beside one GPU; best-fit adds thousandths of both up."""
+
+
+def gpu_costs(name: PolicyName, left: IntArray) -> IntArray:
+    """Costs of the GPUs of some nodes by what would be left on each, as `policies` gives them one by one."""
+    return -left if name == "spread" else left
+
+
+def node_scores(name: PolicyName, cost: IntArray, left: IntArray, *, size: IntArray, cpu: IntArray) -> IntArray:
+    """Order of nodes, the highest first.
+
+    Args:
+        name: ``pack``: the tightest fit, among equals the fullest node. ``spread``: the emptiest node, among equals the one
+            with the emptiest GPU. ``best-fit``: the node that is left with least, CPU and GPU added up.
+        cost: by node, the sum of `gpu_costs` over the GPUs that would be taken.
+        left: by node, what is left on all its GPUs before.
+        size: by node, what the pod would take of that.
+        cpu: by node, thousandths of a core that would be left.
+    """
+    if name == "spread":
+        return left * _NODE_SCALE - cost
+    if name == "best-fit":
+        rest = (left - size) // 2 + np.clip(cpu, 0, 1 << 24) // _CORES_PER_GPU
+        return -(rest * _NODE_SCALE + cost)
+    return -(cost * _NODE_SCALE + left)
+
+
+def cheapest(costs: IntArray, room: BoolArray, count: int) -> tuple[IntArray, BoolArray]:
+    """The places of the `count` lowest costs of each node among its GPUs with room, and whether it has so many.
+
+    Returns:
+        Indices of shape nodes x count, the first of equal costs first; and by node, whether they mean anything.
+    """
+    masked = np.where(room, costs, NEVER)
+    if count == 1:
+        return np.asarray(masked.argmin(axis=1), np.int64)[:, None], np.asarray(room.any(axis=1), np.bool_)
+    if count > room.shape[1]:
+        return np.zeros((len(room), 1), np.int64), np.zeros(len(room), np.bool_)
+    enough = np.asarray(room.sum(axis=1) >= count, np.bool_)
+    return np.asarray(np.argsort(masked, axis=1, kind="stable")[:, :count], np.int64), enough

@@ -1,0 +1,133 @@
+"""The measures' state: what pods ask, which cards there are, and the tables made of both, renewed when either has drifted.
+
+One of it is shared by all rows of scores. Everything scored by one state of the tables hangs on its `generation`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from tessera.model.config import Measure, PolicyName
+from tessera.placement.columns import CAPACITY, KIND, BoolArray, Columns, IntArray
+from tessera.placement.priced import Measured, Named
+from tessera.placement.shape import Shape
+from tessera.placement.tables import Stock, Tables
+from tessera.placement.workload import Workload
+
+MEASURED: Final[tuple[PolicyName, ...]] = ("priced", "fragmentation")
+_DRIFT: Final = 0.05
+"""Share of the nodes whose cards must have changed before the tables are made anew."""
+
+
+class Pricing:
+    """Tables of the workload and the cards, never far behind either.
+
+    Attributes:
+        workload: what pods ask.
+        generation: number of the tables; scores of another one are stale.
+    """
+
+    def __init__(self, columns: Columns, workload: Workload | None = None, measure: Measure | None = None) -> None:
+        """Price the nodes of these columns; nothing has to be known of the workload yet."""
+        self.workload = workload or Workload()
+        self.generation = 0
+        self._columns = columns
+        self._measure = measure or Measure()
+        self._made_for: tuple[int, int] | None = None
+        self._tables: Tables | None = None
+        self._measured: dict[PolicyName, Measured] = {}
+        self._idle = (-1, -1, 0)
+
+    def configure(self, measure: Measure) -> None:
+        """Take other constants from now on."""
+        if measure != self._measure:
+            self._measure = measure
+            self._made_for = None
+
+    def refresh(self) -> None:
+        """Make the tables anew if pods or cards have changed enough since; takes some milliseconds then."""
+        columns = self._columns
+        changed = self._made_for is None or (
+            len(columns.kinds) != self._made_for[0]
+            or columns.cards - self._made_for[1] > max(1.0, _DRIFT * columns.rows)
+        )
+        if self.workload.news() or changed:
+            self._make()
+
+    def measured(self, policy: PolicyName) -> Measured:
+        """The measure of that name."""
+        found = self._measured.get(policy)
+        if found is None:
+            found = self._measured[policy] = Measured(self.tables, plain=policy == "fragmentation")
+        return found
+
+    @property
+    def tables(self) -> Tables:
+        """The tables in force."""
+        if self._tables is None:
+            self._make()
+        if self._tables is None:
+            raise AssertionError
+        return self._tables
+
+    def gang_size(self, shape: Shape) -> int:
+        """GPUs of the nodes that are kept for pods that need whole ones, 0 where this pod may have any."""
+        tables = self.tables
+        size = tables.stock.node
+        if not tables.reserve or not tables.measure.reserve or _needs_all(shape, size):
+            return 0
+        return size
+
+    def unreserved(self, rows: IntArray, size: int, *, running: int) -> IntArray:
+        """Leave out the idle nodes that are kept for pods that need whole ones, unless nothing else is left.
+
+        Args:
+            rows: nodes that fit.
+            size: `gang_size` of the shape.
+            running: pods that have a whole node now.
+        """
+        columns = self._columns
+        if self._idle_nodes(size) > self.tables.reserve - running:
+            return rows
+        others = rows[(columns.idle[rows] < size) | (columns.size[rows] < size)]
+        return others if len(others) else rows
+
+    def names(self) -> Named:
+        """Numbers of the kinds of cards by product name and units."""
+        columns = self._columns
+        models = list(columns.models)
+        return {(models[kind.model], kind.units): number for kind, number in columns.kinds.items()}
+
+    def _idle_nodes(self, size: int) -> int:
+        columns = self._columns
+        version, of, found = self._idle
+        if (version, of) != (columns.idle_version, size):
+            rows = slice(0, columns.rows)
+            there: BoolArray = (columns.idle[rows] == size) & (columns.size[rows] == size) & (columns.closed[rows] == 0)
+            found = int(there.sum())
+            self._idle = (columns.idle_version, size, found)
+        return found
+
+    def _make(self) -> None:
+        columns = self._columns
+        rows = np.flatnonzero(columns.closed[: columns.rows] == 0)
+        capacity = columns.slots[rows, CAPACITY]
+        kinds = columns.slots[rows, KIND][capacity > 0]
+        distinct = [kind for kind, number in columns.kinds.items() if number == list(columns.kinds).index(kind)]
+        stock = Stock(
+            distinct,
+            list(columns.models),
+            np.bincount(kinds, minlength=len(distinct)).astype(np.int64),
+            int(columns.size[rows].max(initial=0)),
+        )
+        self._tables = Tables(self.workload.counts, stock, self._measure)
+        self._measured = {}
+        self._made_for = (len(columns.kinds), columns.cards)
+        self._idle = (-1, -1, 0)
+        self.generation += 1
+
+
+def _needs_all(shape: Shape, size: int) -> bool:
+    return any(part.request.whole and part.request.gpus >= size for part in shape.parts)
