@@ -2,8 +2,9 @@
 
 What is the real one's: serial cycles, an assumed pod counts until the watch shows it, `nodeCacheCapable` (names only),
 only pods with a managed resource go to the extender, its answer is picked from at random where it names several, bindings
-run concurrently, a failed one forgets the assumption and tries again. What it leaves out: preemption, volumes, pod
-affinity, gates.
+run concurrently, a failed one forgets the assumption and tries again, a nominated node is tried alone before all, and a
+failed cycle clears the nomination (its preemption finds no victims where only an extender refused). What it leaves out:
+preemption, volumes, pod affinity, gates.
 """
 
 from __future__ import annotations
@@ -199,8 +200,13 @@ class FakeScheduler:
             if reason is not None:
                 refused[node.metadata.name] = reason
         fitting = sorted(node.metadata.name for node in self._nodes if node.metadata.name not in refused)
+        nominated = pod.status.nominated_node_name
         try:
-            chosen = await self._choose(session, raw, pod, fitting, refused, managed=bool(managed))
+            chosen = None
+            if nominated in fitting:
+                chosen = await self._choose(session, raw, pod, [nominated], {}, managed=bool(managed))
+            if chosen is None:
+                chosen = await self._choose(session, raw, pod, fitting, refused, managed=bool(managed))
         except (aiohttp.ClientError, TimeoutError, msgspec.MsgspecError) as error:
             chosen, refused = None, {"*": f"extender: {error}"}
         now = self._clock.monotonic()
@@ -268,15 +274,19 @@ class FakeScheduler:
         counted = Counter(refused.values())
         why = ", ".join(f"{count} {reason}" for reason, count in sorted(counted.items()))
         message = f"0/{len(self._nodes)} nodes are available: {why}."
-        if self.reasons.get(pod.key) == message:
+        nominated = pod.status.nominated_node_name
+        if self.reasons.get(pod.key) == message and not nominated:
             return
         self.reasons[pod.key] = message
         condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+        change: dict[str, object] = {"conditions": [condition]}
+        if nominated:
+            change["nominatedNodeName"] = None
         try:
             await self._client.patch(
                 PODS,
                 pod.metadata.name,
-                msgspec.json.encode({"status": {"conditions": [condition]}}),
+                msgspec.json.encode({"status": change}),
                 kind=Patch.STRATEGIC,
                 namespace=pod.metadata.namespace,
                 subresource="status",
