@@ -6,7 +6,7 @@ import http.client
 import json
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -121,12 +121,23 @@ class Api:
             return False
 
     def watch(self, path: str, *, seconds: float, **query: str) -> Iterator[tuple[str, Object]]:
-        """List, then watch: yield (ADDED, object) for what there is, and every event until the time is over."""
+        """List, then watch: yield (ADDED, object) for what there is, and every event until the time is over.
+
+        The API server ends the watch of a client that is slow to read; it goes on where it was then.
+        """
         end = time.monotonic() + seconds
         listed = self.get(path, **query)
         for item in listed["items"]:
             yield "ADDED", item
         version = listed["metadata"]["resourceVersion"]
+        while end > time.monotonic():
+            for kind, each in self._watch_from(version, path, end, query):
+                version = each["metadata"]["resourceVersion"]
+                yield kind, each
+
+    def _watch_from(
+        self, version: str, path: str, end: float, query: Mapping[str, str]
+    ) -> Iterator[tuple[str, Object]]:
         connection = self._connect(max(0.1, end - time.monotonic()))
         try:
             wanted = {**query, "watch": "true", "resourceVersion": version}
@@ -141,6 +152,9 @@ class Api:
                 if not line:
                     return
                 event = json.loads(line)
+                if event["type"] == "ERROR":
+                    found = event["object"]
+                    raise ApiError(found.get("code", 0), found.get("reason", ""), found.get("message", ""))
                 yield event["type"], event["object"]
         except TimeoutError:
             return

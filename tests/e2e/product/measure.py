@@ -81,14 +81,14 @@ class Audit:
         self._from = path.stat().st_size if path.exists() else 0
 
     def counts(self) -> dict[str, float]:
-        """Finished requests by account; watches are counted once, when they end."""
+        """Finished requests by program; watches are counted once, when they end."""
         found: Counter[str] = Counter()
         with self._path.open() as file:
             file.seek(self._from)
             for line in file:
                 event = json.loads(line)
                 if event["stage"] == "ResponseComplete":
-                    found[event["user"]["username"].rpartition(":")[2]] += 1
+                    found[event["userAgent"].partition("/")[0]] += 1
         return {name: float(count) for name, count in found.items()}
 
 

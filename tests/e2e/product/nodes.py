@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from cluster import Api
+from cluster import Api, Cluster
 
 from deviceplugin.publish import metadata
-from product.names import COMPUTE, DOMAIN, PERCENT, UNITS
+from product.names import COMPUTE, DOMAIN, NAMESPACE, PERCENT, UNITS
 from tessera.model.guarantee import Guarantees
 from tessera.model.inventory import Gpu, Inventory, gpu_id
 from tessera.model.names import DOMAIN as CONFIGURED
@@ -54,9 +54,10 @@ class FakeNode:
 class FakeNodes(AbstractContextManager["FakeNodes"]):
     """Nodes that exist during a block."""
 
-    def __init__(self, api: Api, nodes: Sequence[FakeNode]) -> None:
+    def __init__(self, cluster: Cluster, nodes: Sequence[FakeNode]) -> None:
         """Make nothing yet."""
-        self._api, self._nodes = api, nodes
+        self._api, self._nodes = cluster.api, nodes
+        self._ca = cluster.settings.pki / "ca.crt"
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
 
@@ -77,23 +78,14 @@ class FakeNodes(AbstractContextManager["FakeNodes"]):
             list(threads.map(self._remove, self._nodes))
 
     def _make(self, node: FakeNode) -> None:
-        about = metadata(inventory(node), {}, names(CONFIGURED, MEMORY_UNIT))
+        labels = {"kubernetes.io/hostname": node.name, LABEL: "true", **node.labels}
         body = {
             "apiVersion": "v1",
             "kind": "Node",
-            "metadata": {
-                "name": node.name,
-                "annotations": _given(about["annotations"]),
-                "labels": {
-                    **_given(about["labels"]),
-                    "kubernetes.io/hostname": node.name,
-                    LABEL: "true",
-                    **node.labels,
-                },
-            },
+            "metadata": {"name": node.name, "labels": labels},
             "spec": {"taints": [{"key": LABEL, "effect": "NoSchedule"}]},
         }
-        self._api.post("/api/v1/nodes", body)
+        made = self._api.post("/api/v1/nodes", body)
         tickets = {UNITS: node.gpus * UNITS_EACH, PERCENT: node.gpus * 100, COMPUTE: node.gpus * 100}
         amounts = {"cpu": "64", "memory": "256Gi", "pods": "500", **{name: str(n) for name, n in tickets.items()}}
         now = _now()
@@ -107,6 +99,20 @@ class FakeNodes(AbstractContextManager["FakeNodes"]):
         status = {"capacity": amounts, "allocatable": amounts, "conditions": [ready]}
         self._lease(node, "POST")
         self._api.patch(f"/api/v1/nodes/{node.name}/status", {"status": status})
+        about = metadata(inventory(node), {}, names(CONFIGURED, MEMORY_UNIT))
+        # Nobody but the agent of that very node may write this, the cluster's admin included.
+        agent = Api(self._api.url, ca_file=self._ca, token=self._token(made["metadata"]))
+        agent.patch(f"/api/v1/nodes/{node.name}", {"metadata": about})
+
+    def _token(self, node: Mapping[str, str]) -> str:
+        """The token that the agent's pod on such a node would have."""
+        bound = {"apiVersion": "v1", "kind": "Node", "name": node["name"], "uid": node["uid"]}
+        body = {
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenRequest",
+            "spec": {"expirationSeconds": 3600, "boundObjectRef": bound},
+        }
+        return str(self._api.post(f"{_ACCOUNT}/token", body)["status"]["token"])
 
     def _remove(self, node: FakeNode) -> None:
         self._api.raw("DELETE", f"/api/v1/nodes/{node.name}")
@@ -130,6 +136,7 @@ class FakeNodes(AbstractContextManager["FakeNodes"]):
             self._api.raw("PATCH", f"{_LEASES}/{node.name}", {"spec": spec}, kind="application/merge-patch+json")
 
 
+_ACCOUNT = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/tessera-node"
 _LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 
 
@@ -177,10 +184,6 @@ def elsewhere(name: str, limits: Mapping[str, object], **more: Any) -> dict[str,
             **more,
         },
     }
-
-
-def _given(values: Mapping[str, str | None]) -> dict[str, str]:
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def _now(*, micro: bool = False) -> str:

@@ -12,13 +12,13 @@ from product.nodes import FakeNode, FakeNodes, elsewhere
 from product.space import is_planned, is_running
 from product.watching import Watching
 
-PODS, AT_ONCE = 100, 5
+PODS, AT_ONCE = 100, 10
 NODES, BINDS = 50, 400
 ANNOTATIONS = ("tessera.dev/request", "tessera.dev/plan")
 
 
 def test_from_creation_to_running_with_and_without(space, product):
-    """Five at a time, one kind after the other, 100 of each."""
+    """Ten at a time, one kind after the other, 100 of each."""
     audit = measure.Audit(space.cluster.settings.audit_log)
     before = {part: measure.Usage.of(product.processes(part)) for part in (NODE, EXTENDER, SCHEDULER, WEBHOOK)}
     calls = measure.histograms(product.metrics(NODE), "tessera_node_kubelet_call_seconds", "method")
@@ -76,7 +76,7 @@ def test_calls_of_the_kubelet_in_a_burst(space, product):
 def test_pods_bound_per_second_with_the_extender_and_without(space, product):
     """The same scheduler, the same 400 pods, 50 nodes of 4 GPUs; it starts when all of them wait."""
     rates = {}
-    nodes = FakeNodes(space.api, [FakeNode(f"f{number:02}") for number in range(NODES)])
+    nodes = FakeNodes(space.cluster, [FakeNode(f"f{number:02}") for number in range(NODES)])
     with nodes, product.no_scheduler(), Watching(space.api, space.path) as watching:
         rates["without"] = bound_per_second(space, watching, "without", product.plain_scheduler)
         product.no_plain_scheduler()

@@ -10,7 +10,10 @@ from product.pods import deployment, ready
 from product.space import is_running
 
 # What the kubelet says of a pod that came while nobody served the tickets: docs/real-cluster.md.
-AGENT_DEAD = ("requested number of devices unavailable", "can't allocate unhealthy devices")
+AGENT_DEAD = (
+    "requested number of devices unavailable",
+    "no healthy devices present; cannot allocate unhealthy devices",
+)
 
 
 def test_a_deployment_of_twenty_equal_pods(space):
