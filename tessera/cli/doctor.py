@@ -101,7 +101,7 @@ def show(found: Examination, out: Console, *, wide: bool = False) -> None:
             if outcome.more and outcome.result == result:
                 out.print(text(f"      and {outcome.more} more of {outcome.check}; -o json has its count", "dim"))
     blind = [each for each in found.checks if each.result == "blind"]
-    _lines("Could not look", [(each.check, each.problem) for each in blind], "blind", out)
+    _blind(blind, out)
     notes = [(each.check, note) for each in found.checks for note in each.notes]
     if wide:
         _lines("Notes", notes, "ok", out)
@@ -113,6 +113,18 @@ def show(found: Examination, out: Console, *, wide: bool = False) -> None:
         + Text("" if wide or not (notes or found.errors + found.warnings) else "  (-o wide tells why it matters, and more)",
                style="dim")
     )  # fmt: skip
+
+
+def _blind(outcomes: list[Outcome], out: Console) -> None:
+    """What could not be looked at: each reason once, with the checks that it kept from looking."""
+    if not outcomes:
+        return
+    by_problem: dict[str, list[str]] = {}
+    for each in outcomes:
+        by_problem.setdefault(each.problem, []).append(each.check)
+    out.print(Text("Could not look", style=_MARKS["blind"][1]))
+    for why, checks in by_problem.items():
+        hanging(out, f"{why} ({', '.join(checks)})", indent=_INDENT)
 
 
 def _finding(outcome: Outcome, finding: Finding, out: Console, *, wide: bool) -> None:

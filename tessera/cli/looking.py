@@ -25,6 +25,7 @@ AT_ONCE: Final = 4
 TIMEOUT: Final = 30.0
 """Seconds for one page, unless the caller says otherwise: an API server in trouble takes long for 500 pods."""
 _LONGEST_PROBLEM: Final = 300
+_RBAC: Final = " is forbidden: User "
 _RAW: Final = msgspec.json.Decoder(msgspec.Raw)
 
 
@@ -125,7 +126,9 @@ def problem(error: Exception, what: str) -> str:
     """Why something could not be read, in one line."""
     match error:
         case ForbiddenError():
-            return f"{what}: not permitted (403); {plain(error.detail, longest=_LONGEST_PROBLEM)}"
+            # RBAC's own words say once more what was asked; others' (an authorizer's, a webhook's) may say why not.
+            words = "" if _RBAC in error.detail else f"; {plain(error.detail, longest=_LONGEST_PROBLEM)}"
+            return f"{what}: not permitted (403){words}"
         case NotFoundError():
             return f"{what}: not there (404)"
         case DecodeError():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from tessera.doctor.check import Seen
 from tessera.doctor.evidence import Evidence, NotLookedError
-from tessera.doctor.finding import Finding, Severity, counted
+from tessera.doctor.finding import Finding, Severity, counted, several
 from tessera.doctor.webhooks import ours, services
 
 if TYPE_CHECKING:
@@ -81,6 +81,9 @@ def lifetimes(evidence: Evidence) -> Seen:
         notes.append(f"the serving certificate's own days are not known: {error}")
         secrets = {}
     for name, secret in sorted(secrets.items()):
+        if not secret.data.certificate:
+            notes.append(f"secret/{name} holds no certificate; the webhook has not started, or serves by another")
+            continue
         pem = read(secret.data.certificate)
         if pem.problem or not pem.certificates:
             findings.append(_unreadable(f"secret/{name}", f"tls.crt: {pem.problem or 'no certificate'}"))
@@ -94,8 +97,8 @@ def lifetimes(evidence: Evidence) -> Seen:
 def trusted(evidence: Evidence) -> Seen:
     """What the webhook serves is issued by an authority that each caBundle holds, for the name it is called by."""
     secrets = evidence.certificates.need()
-    if not secrets:
-        raise NotLookedError("no Secret with a serving certificate was found")
+    if not any(secret.data.certificate for secret in secrets.values()):
+        raise NotLookedError(f"{several(f'secret/{name}' for name in secrets)} holds no certificate")
     findings: list[Finding] = []
     for name, secret in sorted(secrets.items()):
         chain = read(secret.data.certificate).certificates

@@ -25,6 +25,7 @@ CHECKS: Final = (
     Check("scheduler-config", "kube-scheduler asks the extender", scheduling.configured),
     Check("scheduler-version", "kube-scheduler's version fits", scheduling.versions),
     Check("scheduler-foreign", "GPU pods go to our scheduler", scheduling.foreign),
+    Check("part-ready", "webhook, extender and scheduler are ready", nodes.parts),
     Check("node-closed", "GPU nodes are open", nodes.closed),
     Check("node-agent", "every GPU node has its agent", nodes.agents),
     Check("node-rivals", "nobody else gives the same GPUs away", nodes.rivals),

@@ -43,7 +43,7 @@ _APP, _AGENT = "app.kubernetes.io/name", "tessera-node"
 _VIRTUAL: Final = ("type", "virtual-kubelet")
 
 _START: Final = 120.0
-"""Seconds that an agent may take to be ready."""
+"""Seconds that a part of ours may take to be ready."""
 
 _CLOSED: Final[Mapping[Reason, tuple[Severity, str, str]]] = {
     Reason.UNREADABLE: (
@@ -139,18 +139,44 @@ def agents(evidence: Evidence) -> Seen:
     return Seen(findings, f"{counted(len(nodes), 'node')}, {counted(len(running), 'agent')}", notes)
 
 
-def _late(pod: LookedPod, now: float) -> bool:
-    """Whether an agent that has had time to start is not ready."""
+def parts(evidence: Evidence) -> Seen:
+    """What runs in the control plane is ready: webhook, extender, the scheduler beside it."""
+    found = [
+        pod
+        for pod in evidence.pods.need()
+        if pod.metadata.namespace == evidence.namespace and not is_agent(pod) and not pod.ended
+    ]
+    findings = [
+        Finding(
+            severity=Severity.WARNING,
+            object=f"pod/{pod.key}",
+            seen=f"is not ready ({_said_by(pod)}), on {pod.spec.node_name or 'no node yet'}",
+            why="Its work is left to its other replicas; where there is none, GPU pods are not made or not placed.",
+            mend=f"kubectl -n {pod.metadata.namespace} describe pod {pod.metadata.name}, and its log.",
+        )
+        for pod in found
+        if _late(pod, evidence.now)
+    ]
+    return Seen(findings, counted(len(found), "pod"))
+
+
+def _said_by(pod: LookedPod) -> str:
     ready = pod.condition("Ready")
-    return ready is not None and ready.status != "True" and (age(pod, now) or 0.0) >= _START
+    return (ready.reason if ready else "") or pod.status.reason or pod.status.phase or "no reason given"
+
+
+def _late(pod: LookedPod, now: float) -> bool:
+    """Whether a pod that has had time to start is not ready."""
+    ready = pod.condition("Ready")
+    waits = pod.status.phase == "Pending" if ready is None else ready.status != "True"
+    return waits and (age(pod, now) or 0.0) >= _START
 
 
 def _not_ready(pod: LookedPod) -> Finding:
-    ready = pod.condition("Ready")
     return Finding(
         severity=Severity.WARNING,
         object=f"pod/{pod.key}",
-        seen=f"the agent on {pod.spec.node_name or 'no node'} is not ready ({(ready and ready.reason) or 'no reason given'})",
+        seen=f"the agent on {pod.spec.node_name or 'no node'} is not ready ({_said_by(pod)})",
         why="It can't serve GPUs now: no driver, another plugin on the same GPUs, or a kubelet that doesn't know it.",
         mend="Its /readyz says why (also its log): kubectl get --raw "
         f"/api/v1/namespaces/{pod.metadata.namespace}/pods/{pod.metadata.name}:9465/proxy/readyz",

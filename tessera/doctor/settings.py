@@ -97,7 +97,30 @@ def units(evidence: Evidence) -> Seen:
                     mend="Give every part the same config and restart the node agents; memoryUnit is read at start only.",
                 )
             )
+    elsewhere = [node.metadata.name for node in nodes if _other_domain(node, names)]
+    if elsewhere:
+        findings.append(
+            Finding(
+                severity=Severity.ERROR,
+                object=f"node/{elsewhere[0]}",
+                seen=f"inventories of another domain than {names.domain} ({evidence.settings.source}) on {several(elsewhere)}",
+                why="Pods ask for names that these nodes don't have, and nothing is placed there.",
+                mend="Give every part the same config and restart the node agents; domain is read at start only.",
+            )
+        )
     return Seen(findings, counted(sum(map(len, by_unit.values())), "node"))
+
+
+def _other_domain(node: LookedNode, names: Names) -> bool:
+    """Whether a node has no inventory under our domain and one under another."""
+    notes = node.metadata.annotations or {}
+    if names.inventory in notes:
+        return False
+    for name, text in notes.items():
+        with contextlib.suppress(AnnotationError):
+            if name.endswith("/inventory") and inventories.decode(text).gpus:
+                return True
+    return False
 
 
 def tickets_elsewhere(evidence: Evidence) -> Seen:

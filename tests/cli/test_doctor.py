@@ -234,6 +234,14 @@ async def test_a_connection_that_breaks_is_tried_again(cluster):
     assert by_id(out)["node-closed"]["looked"] == "1 GPU node"
 
 
+async def test_each_reason_for_not_looking_is_told_once(cluster):
+    for plural in ("nodes", "pods"):
+        cluster.api.faults.add(on("list", plural), status.forbidden("", plural, "", 'User "x" cannot'), times=None)
+    _, out, _ = await cluster.run("doctor")
+    assert out.count("nodes: not permitted (403)") == 1
+    assert "nodes: not permitted (403) (config-units, " in " ".join(out.split())
+
+
 def test_the_checks_can_be_listed(capsys):
     assert main(["doctor", "--list"]) == 0
     out = capsys.readouterr().out

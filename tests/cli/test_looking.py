@@ -76,6 +76,10 @@ async def test_what_can_not_be_decoded_is_counted():
             ForbiddenError("list pods", status=403, detail="no \x1b[2J\nway"),
             "pods: not permitted (403); no \\x1b[2J way",
         ),
+        (
+            ForbiddenError("x", status=403, detail='pods is forbidden: User "a" cannot list'),
+            "pods: not permitted (403)",
+        ),
         (NotFoundError("list pods", status=404), "pods: not there (404)"),
         (UnavailableError("list pods", detail="refused"), "pods: list pods: refused"),
         (DecodeError("list pods: html"), "list pods: html"),

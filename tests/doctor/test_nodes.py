@@ -73,6 +73,23 @@ def test_an_agent_that_is_not_ready(only, cluster):
     assert "/proxy/readyz" in found.mend
 
 
+def test_a_part_of_the_control_plane_is_not_ready(only, cluster):
+    bad = [{"type": "Ready", "status": "False", "reason": "ContainersNotReady"}]
+    found = only(
+        "part-ready", pods=lambda t: [*t, cluster.pod("webhook-1", namespace="tessera-system", conditions=bad)]
+    )
+    assert (found.object, found.seen) == (
+        "pod/tessera-system/webhook-1",
+        "is not ready (ContainersNotReady), on no node yet",
+    )
+
+
+def test_a_part_that_has_just_been_made_may_take_its_time(findings, cluster):
+    bad = [{"type": "Ready", "status": "False"}]
+    new = cluster.pod("webhook-1", namespace="tessera-system", conditions=bad, age=30)
+    assert findings(pods=lambda trees: [*trees, new]) == {}
+
+
 @pytest.mark.parametrize(
     "resource", ["nvidia.com/gpu", "nvidia.com/mig-1g.5gb", "aliyun.com/gpu-mem", "volcano.sh/vgpu-number"]
 )

@@ -32,6 +32,14 @@ def test_agents_of_two_units(findings, cluster):
     assert "256Mi" in found.seen
 
 
+def test_agents_of_another_domain(only, cluster):
+    other = cluster.node("n2", text="", allocatable={}, annotations={"gpu.example/inventory": cluster.inventory()})
+    odd = cluster.node("n3", text="", allocatable={}, annotations={"x/inventory": "{}", "y/inventory": "\x1b"})
+    found = only("config-units", nodes=lambda trees: [trees[0], other, odd])
+    assert "inventories of another domain than tessera.dev" in found.seen
+    assert found.object == "node/n2"
+
+
 def test_tickets_of_another_unit(only, cluster):
     there = {"tessera.dev/gpu-memory.1Gi": "24", "tessera.dev/gpu-memory.percent": "100"}
     assert "1Gi on n2" in only("config-units", nodes=[cluster.node("n1"), cluster.node("n2", allocatable=there)]).seen

@@ -149,6 +149,12 @@ def test_a_bundle_that_can_not_be_read(findings, bundle):
     assert told["certificate-life"][0].severity == "error"
 
 
+def test_a_secret_that_is_not_filled_yet_is_no_finding(findings):
+    told = findings(certificates=Look({CERTIFICATES: objects.Secret()}))
+    assert list(told) == ["blind"]
+    assert "holds no certificate" in told["blind"]["certificate-trust"]
+
+
 def test_a_secret_that_can_not_be_read_leaves_the_bundle_to_be_looked_at(findings):
     told = findings(certificates=Look(problem="secrets: not permitted (403)"))
     assert told == {"blind": {"certificate-trust": "secrets: not permitted (403)"}}
