@@ -3,54 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from contract.policies.conftest import NAMES, carrying, container, pod, refusal
+import yaml
+from contract.loader import TESTS
+from contract.policies.conftest import NAMES, STRATEGIC, carrying, container, pod, refusal
 
+CASES = yaml.safe_load((TESTS / "deploy" / "cases" / "guard.yaml").read_text())
+DENIED, ALLOWED = CASES["variables"]["denied"], CASES["variables"]["allowed"]
 DEVICES = "NVIDIA_VISIBLE_DEVICES"
-CAPABILITIES = "NVIDIA_DRIVER_CAPABILITIES"
-BY_REFERENCE = {"configMapKeyRef": {"name": "c", "key": "k"}}
-
-
-def variable(name, value=None, **source):
-    return {"name": name} | ({"value": value} if value is not None else {}) | source
-
-
-DENIED = [
-    variable(DEVICES, "all"),
-    variable(DEVICES, "0"),
-    variable(DEVICES, "GPU-7bb3a5fe-0000-0000-0000-000000000000"),
-    variable(DEVICES, ""),
-    variable(DEVICES),
-    variable(DEVICES, "void,all"),
-    variable(DEVICES, "VOID"),
-    variable(DEVICES, "$(OTHER)"),
-    variable(DEVICES, valueFrom=BY_REFERENCE),
-    variable(DEVICES, valueFrom={"fieldRef": {"fieldPath": "metadata.annotations['x']"}}),
-    variable(CAPABILITIES, "all"),
-    variable(CAPABILITIES, "compute,graphics"),
-    variable(CAPABILITIES, "compute,"),
-    variable(CAPABILITIES, "compute\nall"),
-    variable(CAPABILITIES, valueFrom=BY_REFERENCE),
-    variable("NVIDIA_GPU_MEMORY_LIMIT", "1"),
-    variable("NVIDIA_GPU_MEMORY_REQUEST", valueFrom=BY_REFERENCE),
-    variable("CUDA_MPS_PIPE_DIRECTORY", "/x"),
-    variable("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", "100"),
-    variable("CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"),
-    variable("CUDA_DEVICE_MEMORY_LIMIT", "0"),
-    variable("CUDA_DEVICE_MEMORY_LIMIT_0", "80g"),
-]
-ALLOWED = [
-    variable(DEVICES, "void"),
-    variable(DEVICES, "none"),
-    variable(CAPABILITIES, "compute"),
-    variable(CAPABILITIES, "utility,compute"),
-    variable("NVIDIA_REQUIRE_CUDA", "cuda>=12.0"),
-    variable("NVIDIA_DISABLE_REQUIRE", "1"),
-    variable("CUDA_VISIBLE_DEVICES", "0"),
-    variable("CUDA_LAUNCH_BLOCKING", "1"),
-    variable("MY_CUDA_MPS_NOTE", "x"),
-    variable("nvidia_visible_devices", "all"),
-    variable("SECRET", valueFrom=BY_REFERENCE),
-]
 
 
 def shown(each):
@@ -60,7 +19,7 @@ def shown(each):
 @pytest.mark.parametrize("each", DENIED, ids=shown)
 @pytest.mark.parametrize("where", ["containers", "initContainers"])
 def test_a_variable_that_shows_gpus_or_lifts_limits_is_denied(admin, pods, where, each):
-    innocent = container("innocent", env=[variable("A", "b")])
+    innocent = container("innocent", env=[{"name": "A", "value": "b"}])
     body = pod(**{"containers": [innocent], where: [innocent | {"name": "first"}, container("second", env=[each])]})
     said = refusal(admin, "POST", pods, body)
     assert "tessera-environment" in said
@@ -75,12 +34,12 @@ def test_a_variable_beside_it_is_nobodys_business(admin, pods, each):
 
 
 def test_the_second_of_two_that_are_called_the_same_counts_too(admin, pods):
-    both = [variable(DEVICES, "void"), variable(DEVICES, "all")]
+    both = [{"name": DEVICES, "value": "void"}, {"name": DEVICES, "value": "all"}]
     assert "tessera-environment" in refusal(admin, "POST", pods, pod(containers=[container(env=both)]))
 
 
 def test_a_long_value_is_not_repeated(admin, pods):
-    said = refusal(admin, "POST", pods, pod(containers=[container(env=[variable(DEVICES, "x" * 5000)])]))
+    said = refusal(admin, "POST", pods, pod(containers=[container(env=[{"name": DEVICES, "value": "x" * 5000}])]))
     assert "tessera-environment" in said
     assert "xxxx" not in said
 
@@ -91,9 +50,6 @@ def running(admin, pods):
     body = pod(containers=[container(tickets=4)], volumes=[{"name": "logs", "hostPath": {"path": "/var/log"}}])
     admin.post(pods, body)
     return f"{pods}/p"
-
-
-STRATEGIC = "application/strategic-merge-patch+json"
 
 
 def ephemeral(running, admin, **more):
@@ -109,7 +65,7 @@ def test_ephemeral_containers_are_looked_at(admin, running, each):
 
 
 def test_ephemeral_containers_that_say_nothing_may_come(admin, running):
-    assert ephemeral(running, admin, env=[variable(DEVICES, "void")]) == ""
+    assert ephemeral(running, admin, env=[{"name": DEVICES, "value": "void"}]) == ""
 
 
 def test_a_privileged_ephemeral_container_of_a_pod_with_a_gpu_is_denied(admin, running, pods):
@@ -126,65 +82,7 @@ def test_an_ephemeral_container_chooses_no_gpu_by_a_mount(admin, running):
     assert ephemeral(running, admin, volumeMounts=[mount | {"mountPath": "/logs"}]) == ""
 
 
-REACHING = [
-    "/",
-    "//",
-    "/.",
-    "/var",
-    "/var/lib",
-    "/var/lib/kubelet",
-    "/var/lib/kubelet/",
-    "//var//lib/./kubelet//",
-    "/var/lib/kubelet/device-plugins",
-    "/var/lib/kubelet/device-plugins/kubelet.sock",
-    "/var/lib/kubelet/pod-resources",
-    "/var/lib/kubelet/pod-resources/kubelet.sock",
-    "/var/lib/kubelet/plugins_registry",
-    "/dev",
-    "/dev/",
-    "/dev/.",
-    "/dev/nvidia0",
-    "/dev/nvidiactl",
-    "/dev/nvidia-caps/nvidia-cap1",
-    "//dev//nvidia-uvm",
-    "/dev/char",
-    "/dev/char/195:0",
-    "/run",
-    "/var/run",
-    "/var/run/nvidia-container-devices",
-    "/run/nvidia-container-devices/GPU-1",
-    "/tmp",  # noqa: S108 - a path of the node
-    "/tmp/nvidia-mps",  # noqa: S108 - a path of the node
-    "/tmp/nvidia-mps-1",  # noqa: S108 - a path of the node
-    "/tmp/nvidia-mps/control",  # noqa: S108 - a path of the node
-    "/proc/1/root",
-    "/proc/self/root/dev",
-    "/proc/4711/cwd",
-    "dev/nvidia0",
-]
-HARMLESS = [
-    "/var/log",
-    "/var/log/pods/",
-    "/dev/shm",  # noqa: S108 - a path of the node
-    "/dev/fuse",
-    "/dev/infiniband",
-    "/devices",
-    "/variable",
-    "/var/lib/kubelet/pods",
-    "/var/lib/kubelet/plugins/csi.example",
-    "/var/lib/kubelet-of-mine",
-    "/var/lib/containers",
-    "/proc",
-    "/proc/sys/net",
-    "/sys",
-    "/etc/localtime",
-    "/data/nvidia",
-    "/opt/dev/nvidia0",
-    "/run/containerd-of-mine",
-]
-
-
-@pytest.mark.parametrize("path", REACHING)
+@pytest.mark.parametrize("path", CASES["hostPaths"]["denied"])
 def test_a_host_path_that_reaches_gpus_is_denied(admin, pods, path):
     volumes = [{"name": "fine", "emptyDir": {}}, {"name": "host", "hostPath": {"path": path}}]
     mounts = [{"name": "host", "mountPath": "/host", "readOnly": True}]
@@ -195,7 +93,7 @@ def test_a_host_path_that_reaches_gpus_is_denied(admin, pods, path):
     assert 'the pod has volume \\"host\\"' in said
 
 
-@pytest.mark.parametrize("path", HARMLESS)
+@pytest.mark.parametrize("path", CASES["hostPaths"]["allowed"])
 def test_other_host_paths_are_nobodys_business(admin, pods, path):
     assert refusal(admin, "POST", pods, pod(volumes=[{"name": "host", "hostPath": {"path": path}}])) == ""
 
@@ -207,15 +105,7 @@ def test_steps_back_lead_nowhere(admin, pods, path):
     assert "must not contain '..'" in said or "tessera-host-paths" in said
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/var/run/nvidia-container-devices/all",
-        "//var/run//nvidia-container-devices/0",
-        "/x/../var/run/nvidia-container-devices/GPU-1",
-        "/run/nvidia-container-devices/all",
-    ],
-)
+@pytest.mark.parametrize("path", CASES["mountPaths"]["denied"])
 def test_a_mount_point_that_chooses_gpus_is_denied(admin, pods, path):
     volumes = [{"name": "null", "hostPath": {"path": "/dev/null", "type": "CharDevice"}}]
     mounts = [{"name": "null", "mountPath": path}]
@@ -269,7 +159,7 @@ def test_exempt_namespaces_are_not_looked_at(admin, exempt):
         "POST",
         f"/api/v1/namespaces/{exempt}/pods",
         pod(
-            containers=[container(tickets=1, env=[variable(DEVICES, "all")], **PRIVILEGED)],
+            containers=[container(tickets=1, env=[{"name": DEVICES, "value": "all"}], **PRIVILEGED)],
             volumes=[{"name": "host", "hostPath": {"path": "/dev"}}],
         ),
     )

@@ -6,10 +6,9 @@ import json
 import uuid
 
 import pytest
-from contract.policies.conftest import NAMES, carrying, container, pod, refusal
+from contract.policies.conftest import NAMES, STRATEGIC, carrying, container, pod, refusal
 
 MERGE = "application/merge-patch+json"
-STRATEGIC = "application/strategic-merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
 PLAN = json.dumps({"v": 1, "node": "n1", "containers": {}})
 SUBRESOURCES = ["", "/status", "/resize", "/ephemeralcontainers"]
