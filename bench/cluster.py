@@ -28,7 +28,7 @@ from tessera.placement.reasons import Rejection
 from tessera.placement.scores import Scores
 from tessera.placement.shape import Shape, shape_of
 from tessera.placement.wishes import Wishes
-from tessera.placement.workload import Workload, demand_of
+from tessera.placement.workload import Demand, Workload, demand_of
 
 UNIT: Final = 16 * MIB
 UNITS: Final = 1000
@@ -70,7 +70,7 @@ class Cluster:
         self.allocated = 0
         self._policy = policy
         self._cpu_pods = cpu_pods
-        self._shapes: dict[Task, tuple[tuple[Ask, ...], Shape]] = {}
+        self._shapes: dict[Task, tuple[tuple[Ask, ...], Shape, Demand]] = {}
         self._names: list[str] = []
         self._where: dict[str, tuple[int, Task]] = {}
         for number, host in enumerate(hosts):
@@ -81,12 +81,12 @@ class Cluster:
         self._cpu = np.array([host.cpu for host in hosts], np.int64)
         self._memory = np.array([host.memory for host in hosts], np.int64)
         self._total = np.array([(host.cpu, host.memory) for host in hosts], np.float64)
-        self.workload.expect((demand_of(self._read(task)[1]), 1.0) for task in expected)
+        self.workload.expect((self._read(task)[2], 1.0) for task in expected)
 
     def put(self, key: str, task: Task) -> bool:
         """Place a task under a key; False where it fits nowhere."""
-        asks, shape = self._read(task)
-        self.workload.saw(demand_of(shape))
+        asks, shape, demand = self._read(task)
+        self.workload.saw(demand)
         feasible = (self._cpu >= task.cpu) & (self._memory >= task.memory)
         if not task.gpus and self._cpu_pods == "ignore":
             return self._least_allocated(key, task, feasible)
@@ -134,7 +134,7 @@ class Cluster:
         self._take(key, int(rows[left.argmax()]), task)
         return True
 
-    def _read(self, task: Task) -> tuple[tuple[Ask, ...], Shape]:
+    def _read(self, task: Task) -> tuple[tuple[Ask, ...], Shape, Demand]:
         """What admission and the filter make of such a pod."""
         kind = task._replace(memory=0, created=0, deleted=0)
         found = self._shapes.get(kind)
@@ -149,7 +149,8 @@ class Cluster:
                 )
                 asks = (Ask(container="main", role="main", request=request),)
             wishes = Wishes(models=tuple(model.lower() for model in task.models), policy=self._policy)
-            found = self._shapes[kind] = (asks, shape_of(asks, unit=UNIT, wishes=wishes, cpu=task.cpu))
+            shape = shape_of(asks, unit=UNIT, wishes=wishes, cpu=task.cpu)
+            found = self._shapes[kind] = (asks, shape, demand_of(shape))
         return found
 
 

@@ -26,8 +26,10 @@ MOST_KINDS: Final = 32
 """Kinds of cards that are told apart; what comes later counts as the first kind."""
 NO_CPU: Final = 1 << 40
 """Thousandths of a core left on a node that does not say how many it has: never scarce."""
-MEMORY, CALM, UNITS, PERCENT, SPARE, CAPACITY, KIND = range(7)
+CALM, UNITS, PERCENT, MEMORY, SPARE, CAPACITY, KIND = range(7)
 """Fields of `Columns.slots`; see there."""
+ROOM: Final = 3
+"""The first fields of `Columns.slots` tell whether a slice fits."""
 _FIELDS: Final = 7
 _FIRST_ROWS: Final = 16
 _FIRST_WIDTH: Final = 8
@@ -92,8 +94,8 @@ class Columns:
         model: number of its product name in `models`.
         guarantee: rank of its memory guarantee.
         held: what is held, foreign use included.
-        slots: of shape rows x fields x slots, what scoring reads: free thousandths of memory and of compute, the largest
-            slice that fits in units and in percent, free units, units, and number of its kind in `kinds`; all 0 on a GPU that
+        slots: of shape rows x fields x slots, what scoring reads: free thousandths of compute, the largest slice that fits
+            in units and in percent, free thousandths of memory, free units, units, and number of its kind in `kinds`; all 0 on a GPU that
             takes no slices now. soft_slots: the same beside what was named.
         cpu: by row, thousandths of a core that no pod has requested.
         size, idle: by row, GPUs that take slices, and how many of them hold nothing. idle_version: number of the last
@@ -252,10 +254,10 @@ class Columns:
 def _fields(held: Holding, units: int, kind: int) -> tuple[int, ...]:
     spare = units - held.all_units
     return (
-        max(0, 1000 * spare // units),
         max(0, 10 * (100 - held.compute)),
         free_units(held, capacity=units),
         free_percent(held, capacity=units),
+        max(0, 1000 * spare // units),
         spare,
         units,
         kind,

@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from tessera.model.guarantee import Guarantee
 from tessera.model.inventory import Gpu
 from tessera.model.tickets import Ask
 from tessera.placement.holding import NOTHING, Holding, fits, free_percent, free_units, hold, pod_holdings, within
@@ -93,10 +94,15 @@ def place(
     Returns:
         Places for every ask, or why there are none.
     """
+    chosen_policy = by or policy(shape.wishes.policy)
+    if len(asks) == 1 and shape.parts[0].request.gpus == 1 and shape.parts[0].request.mig is None:
+        # Nearly all pods are so; what is below comes to the same in four times the time.
+        alone = _alone(shape, gpus, chosen_policy)
+        if alone is not None:
+            return {asks[0].container: (Place(alone),)}
     rejection = judge(shape, gpus)
     if rejection is not None:
         return rejection
-    chosen_policy = by or policy(shape.wishes.policy)
     pool = [state for state in gpus if state.gpu.health == "ok" and _matches(shape, state)]
     whole = [state for state in pool if not state.gpu.mig and state.gpu.units > 0]
     named = [(ask.container, part) for ask, part in zip(asks, shape.parts, strict=True)]
@@ -112,6 +118,27 @@ def place(
         places |= found
     places |= _instances(named, pool)
     return places
+
+
+def _alone(shape: Shape, gpus: Sequence[GpuState], by: Policy) -> str | None:
+    """The GPU for one slice on one GPU, or None where none has room."""
+    request, wishes, unit = shape.parts[0].request, shape.wishes, shape.unit
+    picky = bool(wishes.models or wishes.not_models or wishes.uuids or wishes.least is not Guarantee.NONE)
+    pieces: dict[int, Holding] = {}
+    best, chosen = 0, None
+    for state in gpus:
+        gpu = state.gpu
+        if gpu.health != "ok" or gpu.mig or (picky and not _matches(shape, state)):
+            continue
+        piece = pieces.get(gpu.units)
+        if piece is None:
+            piece = pieces[gpu.units] = hold(request, capacity=gpu.units, unit=unit)
+        total = state.held + piece
+        if within(total, capacity=gpu.units):
+            cost = by.cost(gpu, state.held, total)
+            if chosen is None or cost < best:
+                best, chosen = cost, gpu.id
+    return chosen
 
 
 def still_fits(asks: Sequence[Ask], shape: Shape, places: Places, gpus: Sequence[GpuState]) -> bool:

@@ -44,16 +44,13 @@ def node_scores(name: PolicyName, cost: IntArray, left: IntArray, *, size: IntAr
     return -(cost * _NODE_SCALE + left)
 
 
-def cheapest(costs: IntArray, room: BoolArray, count: int) -> tuple[IntArray, BoolArray]:
-    """The places of the `count` lowest costs of each node among its GPUs with room, and whether it has so many.
+def cheapest(costs: IntArray, room: BoolArray, count: int) -> IntArray:
+    """The places of the `count` lowest costs of each node among its GPUs with room, of which there have to be so many.
 
     Returns:
-        Indices of shape nodes x count, the first of equal costs first; and by node, whether they mean anything.
+        Indices of shape nodes x count, the first of equal costs first.
     """
     masked = np.where(room, costs, NEVER)
     if count == 1:
-        return np.asarray(masked.argmin(axis=1), np.int64)[:, None], np.asarray(room.any(axis=1), np.bool_)
-    if count > room.shape[1]:
-        return np.zeros((len(room), 1), np.int64), np.zeros(len(room), np.bool_)
-    enough = np.asarray(room.sum(axis=1) >= count, np.bool_)
-    return np.asarray(np.argsort(masked, axis=1, kind="stable")[:, :count], np.int64), enough
+        return np.asarray(masked.argmin(axis=1), np.int64)[:, None]
+    return np.asarray(np.argsort(masked, axis=1, kind="stable")[:, :count], np.int64)

@@ -43,12 +43,11 @@ _SQUASHED: Final = np.array(
 class Block:
     """Some nodes as scoring reads them: arrays of nodes x GPUs out of `Columns.slots`, and the CPU left."""
 
-    __slots__ = ("calm", "capacity", "cpu", "kind", "memory", "percent", "spare", "units")
+    __slots__ = ("calm", "capacity", "cpu", "kind", "memory", "spare")
 
     def __init__(self, slots: IntArray, cpu: IntArray) -> None:
         """Take the fields apart; `slots` is of shape nodes x fields x GPUs."""
         self.memory, self.calm = slots[:, MEMORY], slots[:, CALM]
-        self.units, self.percent = slots[:, UNITS], slots[:, PERCENT]
         self.spare, self.kind = slots[:, SPARE], slots[:, KIND]
         self.capacity = np.maximum(1, slots[:, CAPACITY])
         self.cpu = cpu
@@ -68,24 +67,21 @@ class Piece:
         self.percent = 100 if request.whole else request.memory_percent or 0
         self.calm = 10 * (100 if request.whole else request.compute or 0)
 
-    def room(self, block: Block) -> BoolArray:
-        """Where one more such piece fits."""
-        found: BoolArray = block.calm >= self.calm
-        if self.units:
-            found &= block.units >= self.units
-        if self.percent:
-            found &= block.percent >= self.percent
+    def room(self, slots: IntArray) -> BoolArray:
+        """Where one more such piece fits, by the first fields of `Columns.slots`."""
+        found: BoolArray = slots[:, UNITS] >= self.units if self.units else slots[:, PERCENT] >= max(1, self.percent)
+        if self.calm:
+            found &= slots[:, CALM] >= self.calm
         return found
 
     def after(self, block: Block) -> tuple[IntArray, IntArray]:
         """Free thousandths of memory and of compute beside one more; anything where it does not fit, within 0..1000."""
-        taken: IntArray | int = self.units
         if self.whole:
-            taken = block.spare
-        elif self.percent:
-            taken = np.maximum(1, self.percent * block.capacity // 100)
+            nothing = np.zeros_like(block.memory)
+            return nothing, nothing
+        taken = np.maximum(1, self.percent * block.capacity // 100) if self.percent else self.units
         memory = np.maximum(0, WHOLE * (block.spare - taken) // block.capacity)
-        return memory, np.maximum(0, block.calm - self.calm)
+        return memory, np.maximum(0, block.calm - self.calm) if self.calm else block.calm
 
 
 class Together:
@@ -99,12 +95,12 @@ class Together:
         self._view = view
         self._pieces = Pieces.together(shape, view.capacity)
 
-    def room(self, block: Block) -> BoolArray:
-        """Where all of it fits."""
-        return self._view.room(self._pieces) & (block.percent > 0)
+    def room(self, slots: IntArray) -> BoolArray:
+        """Where all of it fits; the nodes are those of the view."""
+        return self._view.room(self._pieces) & (slots[:, PERCENT] > 0)
 
     def after(self, block: Block) -> tuple[IntArray, IntArray]:
-        """Free thousandths of memory and of compute beside it."""
+        """Free thousandths of memory and of compute beside it; the nodes are those of the view."""
         memory = WHOLE * (block.spare - self._pieces.units - self._pieces.percent_units) // block.capacity
         return np.maximum(0, memory), np.maximum(0, block.calm - 10 * self._pieces.compute)
 
@@ -118,62 +114,62 @@ class Measured:
         self._plain = plain
         self._worth = tables.plain if plain else tables.worth
         self._worth_memory = tables.plain_memory if plain else tables.worth_memory
+        self._cards = not plain and bool(tables.card.any())
+        self._gangs = bool(tables.gangs.any())
 
-    def scores(self, shape: Shape, pieces: Sequence[Piece | Together], block: Block, pool: BoolArray | None) -> Scored:
-        """Score nodes.
+    def gain(self, shape: Shape) -> int:
+        """What a pod of this shape is worth wherever it goes, which the score is counted from."""
+        tables = self._tables
+        return 0 if self._plain else round(ONE * tables.measure.remainder * tables.price(demand_of(shape)))
+
+    def scores(
+        self, cpu: int, gain: int, block: Block, pieces: Sequence[tuple[Piece | Together, BoolArray]]
+    ) -> IntArray:
+        """Score nodes that have room for every piece by itself, the higher the better.
 
         Args:
-            shape: of the pod.
-            pieces: of its containers that ask for slices.
+            cpu: thousandths of a core that the pod requests.
+            gain: of its shape.
             block: the nodes.
-            pool: GPUs that the pod's wishes allow, None where they allow all.
-
-        Returns:
-            By node the score, the higher the better, and whether every piece has room by itself; the score means nothing
-            where it has not.
+            pieces: of its containers that ask for slices, with the GPUs that each may have.
         """
         tables = self._tables
-        before, after = self._cpu_place(block.cpu), self._cpu_place(block.cpu - shape.cpu)
-        kind = block.kind.max(axis=1)
-        idle = (block.memory == WHOLE) & (block.calm == WHOLE)
-        devices = np.minimum(MOST_DEVICES, idle.sum(axis=1))
+        before, after = self._cpu_place(block.cpu), self._cpu_place(block.cpu - cpu)
         now = self._devices(block.kind, after, block.memory, block.calm)
         lost = np.zeros(len(before), np.int64)
         if (before != after).any():
-            lost += self._devices(block.kind, before, block.memory, block.calm).sum(axis=1) - now.sum(axis=1)
-        room = np.ones(len(before), np.bool_)
+            lost = self._devices(block.kind, before, block.memory, block.calm).sum(axis=1) - now.sum(axis=1)
         taken = np.zeros(len(before), np.int64)
-        whole = np.zeros(len(before), np.int64)
-        card = np.zeros(len(before), np.int64)
         places = np.arange(len(before))[:, None]
-        gangs_after = (kind * tables.sizes[1] + after) * (MOST_DEVICES + 1)
-        for piece in pieces:
-            fits = piece.room(block)
-            if pool is not None:
-                fits &= pool
+        idle: IntArray | None = None
+        if self._gangs:
+            idle = ((block.memory == WHOLE) & (block.calm == WHOLE)).astype(np.int64)
+            devices = np.minimum(MOST_DEVICES, idle.sum(axis=1))
+            kind = block.kind.max(axis=1) * tables.sizes[1]
+            least = (kind + after) * (MOST_DEVICES + 1)
+            one = tables.gangs[least + devices] - tables.gangs[least + np.maximum(0, devices - 1)]
+            lost += tables.gangs[(kind + before) * (MOST_DEVICES + 1) + devices]
+        for piece, fits in pieces:
             memory, calm = piece.after(block)
             costs = now - self._devices(block.kind, after, memory, calm)
-            one = tables.gangs[gangs_after + devices] - tables.gangs[gangs_after + np.maximum(0, devices - 1)]
-            chosen, enough = cheapest(costs + idle * one[:, None], fits, piece.gpus)
-            room &= enough
+            chosen = cheapest(costs if idle is None else costs + idle * one[:, None], fits, piece.gpus)
             at = (places, chosen)
             lost += costs[at].sum(axis=1)
-            whole += idle[at].sum(axis=1)
-            if self._plain:
-                continue
-            free = self._free(block.memory[at], block.calm[at]) - self._free(memory[at], calm[at])
-            taken += free.sum(axis=1)
-            if tables.card.any():
+            if idle is not None:
+                devices = devices - idle[at].sum(axis=1)
+            if not self._plain:
+                free = self._free(block.memory[at], block.calm[at]) - self._free(memory[at], calm[at])
+                taken += free.sum(axis=1)
+            if self._cards:
                 share = np.maximum(block.memory[at] - memory[at], block.calm[at] - calm[at]).sum(axis=1)
-                card += share * tables.card[block.kind[at][:, 0]]
-        gangs_before = (kind * tables.sizes[1] + before) * (MOST_DEVICES + 1)
-        lost += tables.gangs[gangs_before + devices] - tables.gangs[gangs_after + np.maximum(0, devices - whole)]
+                lost += share * tables.card[block.kind[at][:, 0]]
+        if idle is not None:
+            lost -= tables.gangs[least + np.maximum(0, devices)]
         if self._plain:
-            return Scored(np.searchsorted(_SQUASHED, -lost, side="right"), room)
+            return np.searchsorted(_SQUASHED, -lost, side="right").astype(np.int64)
         total = self._free(block.memory, block.calm).sum(axis=1)
-        delta = lost + card + self._balance(total - taken, block.cpu - shape.cpu) - self._balance(total, block.cpu)
-        delta -= round(ONE * tables.measure.remainder * tables.price(demand_of(shape)))
-        return Scored(-delta // (ONE * tables.measure.step), room)
+        lost += self._balance(total - taken, block.cpu - cpu) - self._balance(total, block.cpu)
+        return np.asarray((gain - lost) // (ONE * tables.measure.step), np.int64)
 
     def chooser(self, shape: Shape, row: IntArray, cpu: int, names: Named) -> Chooser:
         """The same choice among one node's GPUs, by plain integers for `fit.place`.
@@ -233,17 +229,6 @@ class Measured:
             return np.zeros(len(idle), np.int64)
         lacking = np.maximum(0.0, tables.measure.balance * tables.ratio * idle - cpu) / tables.ratio
         return np.asarray(np.rint(ONE * (lacking * lacking / (idle + tables.measure.slack))), np.int64)
-
-
-class Scored:
-    """Scores of nodes, and where there is room."""
-
-    __slots__ = ("room", "score")
-
-    def __init__(self, score: IntArray, room: BoolArray) -> None:
-        """By node."""
-        self.score = score
-        self.room = room
 
 
 class Chooser:

@@ -12,15 +12,17 @@ would be taken; its verdict is kept in the row until that node changes.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 
-from tessera.placement.columns import BoolArray, Columns, IntArray, grown
+from tessera.model.config import PolicyName
+from tessera.placement.columns import ROOM, BoolArray, Columns, IntArray, grown
 from tessera.placement.fit import what
 from tessera.placement.nodescores import cheapest, gpu_costs, node_scores
 from tessera.placement.policies import Policy, policy
-from tessera.placement.priced import Block, Named, Piece, Scored, Together
+from tessera.placement.priced import Block, Named, Piece, Together
 from tessera.placement.pricing import MEASURED, Pricing
 from tessera.placement.reasons import Rejection, by_code
 from tessera.placement.shape import Shape
@@ -50,6 +52,7 @@ class ShapeRow:
         self.pieces = [Piece(shape, part) for part in shape.slices]
         self.seen = -1
         self.generation = 0
+        self.gain = 0
         self.pending = _NOTHING
         self.fits = np.zeros(0, np.bool_)
         self.softly = np.zeros(0, np.bool_)
@@ -164,7 +167,6 @@ class Scores:
         name = shape.wishes.policy
         if name not in MEASURED:
             return policy(name)
-        self.pricing.refresh()
         columns = self._columns
         if self._names[0] != len(columns.kinds):
             self._names = (len(columns.kinds), self.pricing.names())
@@ -191,6 +193,7 @@ class Scores:
             self.pricing.refresh()
             if found.generation != self.pricing.generation:
                 found.generation, found.seen, found.pending = self.pricing.generation, -1, _NOTHING
+                found.gain = self.pricing.measured(shape.wishes.policy).gain(shape)
         return found
 
     def _judge(self, found: ShapeRow, rows: IntArray) -> None:
@@ -202,45 +205,65 @@ class Scores:
         if shape.instances or wishes.uuids or wishes.models or wishes.not_models or wishes.least.value != "none":
             masks = wished_masks(shape, columns, rows)
             pool = masks.wished
-        scored = self._score(found, rows, pool, soft=False)
-        fits = scored.room & (closed_codes(shape, columns, rows) == 0)
+        fits, score = self._score(found, rows, pool, soft=False)
+        fits &= closed_codes(shape, columns, rows) == 0
         if masks is not None:
             for profile, need in shape.instances.items():
                 fits &= free_instances(columns, profile, rows, masks) >= need
-        softly, score = fits, scored.score
+        softly = fits
         named = np.flatnonzero(columns.has_soft[rows] & fits)
         if len(named):
-            beside = self._score(found, rows[named], pool[named] if pool is not None else None, soft=True)
+            room, beside = self._score(found, rows[named], pool[named] if pool is not None else None, soft=True)
             softly = fits.copy()
-            softly[named] = beside.room
-            score = score.copy()
-            score[named] = np.where(beside.room, beside.score, score[named])
+            softly[named] = room
+            score[named] = np.where(room, beside, score[named])
         found.judged(rows, fits, softly, score)
 
-    def _score(self, found: ShapeRow, rows: IntArray, pool: BoolArray | None, *, soft: bool) -> Scored:
-        """How good each node would be, and where every slice has room by itself."""
+    def _score(
+        self, found: ShapeRow, rows: IntArray, pool: BoolArray | None, *, soft: bool
+    ) -> tuple[BoolArray, IntArray]:
+        """Where every slice has room by itself, and how good each of these nodes would be."""
         shape, columns = found.shape, self._columns
-        block = Block((columns.soft_slots if soft else columns.slots)[rows], columns.cpu[rows])
-        pieces: list[Piece] | list[Together] = found.pieces
+        slots = columns.soft_slots if soft else columns.slots
+        first = slots[rows, :ROOM]
+        fitting: list[BoolArray] = []
+        room = np.ones(len(rows), np.bool_)
+        pieces: Sequence[Piece | Together] = found.pieces
         if shape.together:
             pieces = [Together(shape, View(columns, rows, soft=soft))]
-        name = shape.wishes.policy
-        if name in MEASURED:
-            return self.pricing.measured(name).scores(shape, pieces, block, pool)
-        left = block.memory + block.calm
-        before = np.asarray(left.sum(axis=1), np.int64)
-        cost, size = np.zeros_like(before), np.zeros_like(before)
-        room = np.ones(len(rows), np.bool_)
-        places = np.arange(len(rows))[:, None]
         for piece in pieces:
-            fits = piece.room(block)
-            if pool is not None:
-                fits &= pool
-            memory, calm = piece.after(block)
-            after = memory + calm
-            costs = gpu_costs(name, after)
-            chosen, enough = cheapest(costs, fits, piece.gpus)
-            cost += costs[places, chosen].sum(axis=1)
-            size += (left - after)[places, chosen].sum(axis=1)
-            room &= enough
-        return Scored(node_scores(name, cost, before, size=size, cpu=block.cpu - shape.cpu), room)
+            fits = piece.room(first) if pool is None else piece.room(first) & pool
+            fitting.append(fits)
+            room &= fits.any(axis=1) if piece.gpus == 1 else fits.sum(axis=1) >= piece.gpus
+        score = np.zeros(len(rows), np.int64)
+        places = np.flatnonzero(room)
+        if len(places):
+            # Most nodes of a full cluster have no room, and to score one costs more than to see that.
+            rows = rows[places]
+            if shape.together:
+                pieces = [Together(shape, View(columns, rows, soft=soft))]
+            block = Block(slots[rows], columns.cpu[rows])
+            choices = [(piece, fits[places]) for piece, fits in zip(pieces, fitting, strict=True)]
+            name = shape.wishes.policy
+            if name in MEASURED:
+                score[places] = self.pricing.measured(name).scores(shape.cpu, found.gain, block, choices)
+            else:
+                score[places] = simple_scores(name, shape.cpu, block, choices)
+        return room, score
+
+
+def simple_scores(
+    name: PolicyName, cpu: int, block: Block, pieces: Sequence[tuple[Piece | Together, BoolArray]]
+) -> IntArray:
+    """Score nodes by what would be left there, for the policies that know nothing of other pods; as `Measured.scores`."""
+    left = block.memory + block.calm
+    before = np.asarray(left.sum(axis=1), np.int64)
+    cost, size = np.zeros_like(before), np.zeros_like(before)
+    places = np.arange(len(before))[:, None]
+    for piece, fits in pieces:
+        memory, calm = piece.after(block)
+        costs = gpu_costs(name, memory + calm)
+        at = (places, cheapest(costs, fits, piece.gpus))
+        cost += costs[at].sum(axis=1)
+        size += (left - memory - calm)[at].sum(axis=1)
+    return node_scores(name, cost, before, size=size, cpu=block.cpu - cpu)
