@@ -178,6 +178,7 @@ class Agent:
             quiet_in=lambda: self.allocator.quiet_in,
             look=self._sightings.look,
             trustworthy=lambda: self._sightings.trustworthy,
+            adopt=self._prestart.adopt,
             clock=clock,
             metrics=self.metrics,
         )

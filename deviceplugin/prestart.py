@@ -86,7 +86,7 @@ class PreStart:
         wanted = frozenset(ids)
         grant = self._known(resource, wanted)
         if grant is None:
-            grant = await self._adopted(resource, wanted)
+            grant = await self.adopt(resource, wanted)
             if grant is None:
                 _log.warning("%d of %s start in a container that can't be told", len(ids), resource)
                 return
@@ -125,7 +125,8 @@ class PreStart:
 
     # Pods that could not be told in admission.
 
-    async def _adopted(self, resource: str, ids: frozenset[str]) -> Grant | None:
+    async def adopt(self, resource: str, ids: frozenset[str]) -> Grant | None:
+        """Tell by the kubelet's record whose these IDs are, and give them to it; None while that can't be told."""
         await self._quiet()
         try:
             found = await self._recorded(resource, ids)

@@ -73,6 +73,7 @@ class Settler:
         quiet_in: Callable[[], float],
         look: Callable[[], Awaitable[frozenset[str]]],
         trustworthy: Callable[[], bool],
+        adopt: Callable[[str, frozenset[str]], Awaitable[object]],
         clock: Clock,
         metrics: NodeMetrics,
     ) -> None:
@@ -85,6 +86,7 @@ class Settler:
             quiet_in: seconds until a List does no harm.
             look: UIDs of pods with processes.
             trustworthy: whether not being seen means not being there.
+            adopt: tells whose IDs of a resource are, of a pod that could not be told.
             clock: measures doubt.
             metrics: counts lingering pods.
         """
@@ -94,11 +96,13 @@ class Settler:
         self._quiet_in = quiet_in
         self._look = look
         self._trustworthy = trustworthy
+        self._adopt = adopt
         self._clock = clock
         self._metrics = metrics
         self._since: dict[str, float] = {}
         self._wake = asyncio.Event()
         pods.subscribe(self._changed)
+        ledger.subscribe(self._given)
 
     async def run(self) -> NoReturn:
         """Settle until cancelled."""
@@ -121,6 +125,10 @@ class Settler:
                     "pod %s, container %s: freed, the pod has ended (%s)", grant.pod, grant.container, pod.status.phase
                 )
         elif gone and uid in self._ledger.pods:
+            self._wake.set()
+
+    def _given(self) -> None:
+        if any(uid.startswith(UNKNOWN) for uid in self._ledger.pods):
             self._wake.set()
 
     async def step(self) -> float:
@@ -159,12 +167,21 @@ class Settler:
             # What lingers goes on lingering while there is no answer.
             if verdict == "linger" or (verdict == "keep" and uid in self._ledger.lingering and states[uid] == "gone")
         )
+        for uid in doubtful:
+            # In admission and before its start the kubelet did not answer; now it does.
+            if uid.startswith(UNKNOWN) and verdicts[uid] == "keep" and listing is not None:
+                await self._tell(uid)
         self._metrics.lingering.set(len(self._ledger.lingering))
         if listing is not None:
             self._pods.forget_fetched(listing.__contains__)
         if not doubtful:
             return REST
         return SOON if any(now - self._since[uid] < UNKNOWN_AFTER for uid in doubtful) else LATER
+
+    async def _tell(self, uid: str) -> None:
+        for grant in self._ledger.of_pod(uid):
+            for resource, ids in grant.devices.items():
+                await self._adopt(resource, frozenset(ids))
 
     async def _listing(self) -> Listing | None:
         if self._quiet_in() > 0:

@@ -7,6 +7,7 @@ kernel gives the lock back when its holder ends, however it ends.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from types import TracebackType
@@ -35,7 +36,7 @@ class NodeLock:
             TakeoverError: the file can't be opened.
         """
         try:
-            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            file = self._open()
         except OSError as error:
             raise TakeoverError(
                 f"{self._path} can't be opened: {error.strerror}; it keeps two agents from serving one kubelet"
@@ -61,6 +62,15 @@ class NodeLock:
     def held(self) -> bool:
         """Whether it is ours."""
         return self._file is not None
+
+    def _open(self) -> int:
+        try:
+            return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                raise
+            # Nothing is ever written to it: on a disk that takes nothing the file of an earlier agent does.
+            return os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
 
     def _try(self, file: int) -> bool:
         try:

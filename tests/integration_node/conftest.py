@@ -194,9 +194,9 @@ class Cluster:
         """Wait until the kubelet sees devices of every ticket that the board offers."""
         assert self.agent is not None
         agent = self.agent
-        await self.until(lambda: bool(agent.board.offers) and agent.registrar.problem is None)
+        await self.until(lambda: bool(agent.board.offers) and agent.registrar.unheard is None)
         for resource in agent.board.offers:
-            await self.until(lambda resource=resource: self.kubelet.capacity().capacity.get(resource, 0) > 0)
+            await self.until(lambda resource=resource: self.kubelet.capacity().allocatable.get(resource, 0) > 0)
             await self.until(lambda resource=resource: resource in self.api.get("nodes", NODE)["status"]["allocatable"])
 
     # Pods.

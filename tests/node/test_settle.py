@@ -71,16 +71,38 @@ def settler(board, pods, lister, clock, seen):
     async def look():
         return frozenset(seen)
 
-    return Settler(
+    async def told(resource, ids):
+        settler.asked.append((resource, ids))
+
+    settler = Settler(
         board.ledger,
         pods=pods,
         lister=lister,
         quiet_in=lambda: 0.0,
         look=look,
         trustworthy=lambda: True,
+        adopt=told,
         clock=clock,
         metrics=NodeMetrics(),
     )
+    settler.asked = []
+    return settler
+
+
+async def test_a_pod_that_could_not_be_told_is_asked_for_while_the_kubelet_has_it(settler, board, lister, clock):
+    board.ledger.give_unknown(UNITS, ids(range(4)))
+    lister.error = KubeletError("busy")
+    await settler.step()
+    assert settler.asked == []
+    lister.error = None
+    lister.pods = {("default", "x"): {"main": {UNITS: ids(range(4))}}}
+    clock.now += 3600
+    await settler.step()
+    assert settler.asked == [(UNITS, frozenset(ids(range(4))))]
+    lister.pods = {}
+    await settler.step()
+    assert len(settler.asked) == 1
+    assert len(board.ledger) == 0
 
 
 def give(board, name, numbers):
@@ -115,6 +137,9 @@ async def test_a_list_waits_for_a_quiet_moment(board, pods, lister, clock):
     async def look():
         return frozenset()
 
+    async def told(*_):
+        raise AssertionError("nobody is to be asked")
+
     settler = Settler(
         board.ledger,
         pods=pods,
@@ -122,6 +147,7 @@ async def test_a_list_waits_for_a_quiet_moment(board, pods, lister, clock):
         quiet_in=lambda: 0.1,
         look=look,
         trustworthy=lambda: True,
+        adopt=told,
         clock=clock,
         metrics=NodeMetrics(),
     )
