@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Final
 
+import cel
+import jsonpatch
 import msgspec
 import pytest
+import yaml
 from hypothesis import strategies as st
 
+from tessera.deploy import conditions
+from tessera.deploy.policies import policies
 from tessera.dialects.native import native, tickets
 from tessera.dialects.registry import FOREIGN, OPTIONS
 from tessera.model.config import Config, parse
@@ -18,6 +24,7 @@ from tessera.model.errors import RequestError
 from tessera.model.names import names
 from tessera.model.pod import Manifest
 from webhook.admission.mutate import Mutator
+from webhook.admission.patch import WIRE
 
 NAMES = names()
 
@@ -140,8 +147,9 @@ def pods(draw: st.DrawFn) -> dict[str, Any]:
 def dialects() -> st.SearchStrategy[dict[str, Any]]:
     """The config's section of dialects: as it is without one, open, or with some of them off."""
     names = sorted(OPTIONS)
-    off = st.dictionaries(st.sampled_from(names), st.just(False), max_size=len(names))
-    return st.just({}) | st.just(OPEN) | off
+    some = st.sampled_from([dict.fromkeys(names[at::step], False) for step in (2, 3, 5) for at in range(step)])
+    one = st.sampled_from([{name: False} for name in names])
+    return st.just({}) | st.just(OPEN) | one | some
 
 
 _MANIFEST: Final = msgspec.json.Decoder(Manifest)
@@ -161,6 +169,26 @@ def _config(section: str) -> Config:
 def config_of(section: dict[str, Any]) -> Config:
     """A config with this section of dialects."""
     return _config(json.dumps(section, sort_keys=True))
+
+
+@lru_cache(maxsize=512)
+def _mutator(section: str) -> Mutator:
+    return Mutator(_config(section))
+
+
+def mutator(section: dict[str, Any]) -> Mutator:
+    """Admission with this section of dialects."""
+    return _mutator(json.dumps(section, sort_keys=True))
+
+
+@lru_cache(maxsize=512)
+def _asks(section: str) -> cel.Program:
+    return cel.compile(conditions.asks(_config(section)))
+
+
+def asks(section: dict[str, Any]) -> cel.Program:
+    """The match condition of a config with this section of dialects."""
+    return _asks(json.dumps(section, sort_keys=True))
 
 
 def acted_on(mutator: Mutator, pod: dict[str, Any]) -> bool:
@@ -183,7 +211,114 @@ def idle(pod: dict[str, Any]) -> bool:
     return any("nvidia.com/gpu" in side and not side.keys().isdisjoint(HAMI) for side in sides)
 
 
+def cases() -> list[dict[str, Any]]:
+    """The pods of the dialects' own tests, each with the config it is meant for."""
+    folder = Path(__file__).parents[1] / "dialects" / "cases"
+    return [case for path in sorted(folder.glob("*.yaml")) for case in yaml.safe_load(path.read_text())]
+
+
+def whole(pod: dict[str, Any]) -> dict[str, Any]:
+    """A case's pod with what every pod has."""
+    metadata, spec = {"name": "p", **(pod.get("metadata") or {})}, pod.get("spec") or {}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": [{"name": "main"}], **spec}}
+
+
+def admitted(case: dict[str, Any]) -> dict[str, Any] | None:
+    """A case's pod after admission; None where it is refused or left as it is."""
+    pod = whole(case["pod"])
+    try:
+        outcome = mutator(case.get("config", {})).mutate(decoded(pod), namespace="team")
+    except RequestError:
+        return None
+    found: dict[str, Any] = jsonpatch.apply_patch(pod, json.loads(WIRE.encode(outcome.operations)))
+    return found if outcome.request is not None else None
+
+
 @pytest.fixture(scope="session")
 def make() -> Any:
     """The functions of this module, for tests."""
     return sys.modules[__name__]
+
+
+# Policies evaluated in this process: what the API server does with them, by another implementation of CEL.
+
+FUNCTIONS: Final = {"split": lambda text, by: text.split(by), "join": lambda parts, by: by.join(parts)}
+"""Of the API server's library, what the standard of CEL has not."""
+
+
+class Rule:
+    """One ValidatingAdmissionPolicy."""
+
+    def __init__(self, policy: dict[str, Any]) -> None:
+        """Compile all of its expressions."""
+        spec = policy["spec"]
+        self.name = policy["metadata"]["name"]
+        self.match = spec["matchConstraints"]
+        self.conditions = [cel.compile(each["expression"]) for each in spec.get("matchConditions", ())]
+        self.variables = [(each["name"], cel.compile(each["expression"])) for each in spec.get("variables", ())]
+        self.checks = [
+            (cel.compile(each["expression"]), cel.compile(each["messageExpression"])) for each in spec["validations"]
+        ]
+
+    def matches(self, resource: str, operation: str, namespace: str) -> bool:
+        """Whether the policy looks at such a request at all."""
+        (rule,) = self.match["resourceRules"]
+        wild = resource.partition("/")[0] + "/*" if "/" in resource else ""
+        selector = self.match.get("namespaceSelector", {"matchExpressions": []})["matchExpressions"]
+        return (
+            (resource in rule["resources"] or wild in rule["resources"])
+            and operation in rule["operations"]
+            and all(namespace not in each["values"] for each in selector)
+        )
+
+    def judge(self, about: dict[str, Any]) -> list[str]:
+        """What it says against a request; nothing where it may pass."""
+        if not all(each.execute(cel.Context(about, FUNCTIONS)) for each in self.conditions):
+            return []
+        variables: dict[str, Any] = {}
+        for name, expression in self.variables:
+            variables[name] = expression.execute(cel.Context({**about, "variables": variables}, FUNCTIONS))
+        context = cel.Context({**about, "variables": variables}, FUNCTIONS)
+        return [
+            f"{self.name}: {message.execute(context)}" for check, message in self.checks if not check.execute(context)
+        ]
+
+
+class Gate:
+    """All policies of a config."""
+
+    def __init__(self, config: Config) -> None:
+        """Compile them."""
+        found = policies(config)
+        self.rules = [Rule(each) for each in found if each["kind"] == "ValidatingAdmissionPolicy"]
+
+    def refusals(
+        self,
+        new: dict[str, Any] | None,
+        old: dict[str, Any] | None = None,
+        *,
+        resource: str = "pods",
+        operation: str = "CREATE",
+        namespace: str = "team",
+        user: str = "alice",
+        groups: tuple[str, ...] = ("system:masters",),
+        node: str = "",
+    ) -> list[str]:
+        """What all of them say against a request."""
+        base, _, sub = resource.partition("/")
+        extra = {"authentication.kubernetes.io/node-name": [node]} if node else {}
+        about = {
+            "object": new,
+            "oldObject": old,
+            "request": {
+                "operation": operation,
+                "name": (new or old or {})["metadata"].get("name", ""),
+                "namespace": namespace,
+                "resource": {"group": "", "version": "v1", "resource": base},
+                "subResource": sub,
+                "userInfo": {"username": user, "groups": list(groups), "extra": extra},
+            },
+        }
+        return [
+            said for rule in self.rules if rule.matches(resource, operation, namespace) for said in rule.judge(about)
+        ]
