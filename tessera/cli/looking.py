@@ -77,7 +77,7 @@ class Looker:
                 except GoneError:
                     # The snapshot expired between two pages: once more, in one piece.
                     return Look(await self._pages(wanted, limit=0))
-            except KubeError as error:
+            except (KubeError, ValueError) as error:
                 return Look(problem=problem(error, what))
 
     async def one(self, resource: Resource, kind: type[T], name: str, *, namespace: str = "") -> Look[T]:

@@ -83,6 +83,7 @@ async def test_what_can_not_be_decoded_is_counted():
         (NotFoundError("list pods", status=404), "pods: not there (404)"),
         (UnavailableError("list pods", detail="refused"), "pods: list pods: refused"),
         (DecodeError("list pods: html"), "list pods: html"),
+        (ValueError("'a/b' can't be a part of a URL path"), "pods: 'a/b' can't be a part of a URL path"),
     ],
 )
 async def test_every_failure_is_a_problem_of_its_list(error, said):
