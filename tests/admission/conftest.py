@@ -3,10 +3,14 @@
 import asyncio
 import base64
 import json
+import os
+import re
+import sys
 import time
 from datetime import UTC, datetime
 from random import Random
 
+import aiohttp
 import jsonpatch
 import msgspec
 import pytest
@@ -187,3 +191,57 @@ async def client():
     yield build
     for each in made:
         await each.close()
+
+
+DRAIN = 2.0
+"""Seconds that a replica serves on after SIGTERM, while endpoints and kube-proxy follow."""
+
+
+class Replica:
+    """One `tessera-webhook` process."""
+
+    def __init__(self, process, port, status):
+        self.process, self.port, self.status = process, port, status
+
+    @classmethod
+    async def start(cls, folder):
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "webhook.admission.main", "--cert-dir", str(folder), "--drain", str(DRAIN)),
+            *("--listen", "127.0.0.1:0", "--status-listen", "127.0.0.1:0"),
+            stderr=asyncio.subprocess.PIPE,
+            env={key: value for key, value in os.environ.items() if not key.startswith(("KUBE", "TESSERA"))},
+        )
+        async with asyncio.timeout(60):
+            async for line in process.stderr:
+                if found := re.search(rb"listening on 127\.0\.0\.1:(\d+), status 127\.0\.0\.1:(\d+)", line):
+                    return cls(process, int(found[1]), int(found[2]))
+        raise AssertionError("the webhook did not start")
+
+    async def ready(self):
+        async with (
+            aiohttp.ClientSession() as http,
+            http.get(f"http://127.0.0.1:{self.status}/readyz") as answer,
+        ):
+            return answer.status == 200
+
+    async def ends(self):
+        async with asyncio.timeout(60):
+            said = await self.process.stderr.read()
+            return await self.process.wait(), said.decode()
+
+
+@pytest.fixture
+async def replicas(tmp_path):
+    """Start replicas that share a folder; whatever is left is ended."""
+    started = []
+
+    async def start():
+        found = await Replica.start(tmp_path)
+        started.append(found)
+        return found
+
+    yield start
+    for each in started:
+        if each.process.returncode is None:
+            each.process.kill()
+            await each.process.wait()
