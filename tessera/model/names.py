@@ -60,6 +60,8 @@ class Names:
     node_count: str
     node_memory: str
     node_sharing: str
+    # What the extender writes on the pods that it makes itself.
+    scale_for: str
 
     def mig(self, profile: str) -> str:
         """Name the ticket of one MIG profile; ``+`` has no place in a resource name, so it becomes a dot."""
@@ -128,4 +130,5 @@ def names(domain: str = DOMAIN, memory_unit: int = MEMORY_UNIT) -> Names:
         node_count=at + "gpu-count",
         node_memory=at + "gpu-memory-mib",
         node_sharing=at + "sharing",
+        scale_for=at + "scale-for",
     )

@@ -40,6 +40,7 @@ from webhook.extender.filter import Filter
 from webhook.extender.http import Limits
 from webhook.extender.metrics import Metrics
 from webhook.extender.preemptor import Preemptor
+from webhook.extender.scaler import Scaler
 from webhook.extender.server import Extender
 from webhook.extender.waiting import Waiting
 from webhook.extender.wake import Waker
@@ -273,6 +274,17 @@ class Rig:
             clock=self.clock,
             metrics=self.metrics,
         )
+        self.scaler = Scaler(
+            self.cluster,
+            self.client,
+            self.waiting,
+            config=lambda: self.config,
+            leading=lambda: self.leads,
+            events=self.events,
+            clock=self.clock,
+            metrics=self.metrics,
+        )
+        self.pods.subscribe(self.scaler.pod_changed)
         self.listener = await self._stack.enter_async_context(
             self.extender.listener(Address("127.0.0.1", 0), limits=self.limits)
         )

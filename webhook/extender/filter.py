@@ -110,12 +110,13 @@ class Filter:
             WireError: names that no node has.
         """
         config = self._config()
+        if config.names.scale_for in (args.pod.metadata.labels or {}):
+            # It stays unschedulable for as long as it is there, which is all that an autoscaler looks at.
+            return self._never(args, Rejection(Reason.SCALE_POD))
         try:
             asked = read_asked(args.pod, config, cordoned=tolerates_cordon(args.pod))
         except RequestError as error:
-            names = self._lists.resolve(args).names
-            self._metrics.filtered("refused", {Reason.INVALID: len(names)})
-            return _answer(args, [], never=dict.fromkeys(names, Rejection(Reason.INVALID, what=str(error)[:500]).text))
+            return self._never(args, Rejection(Reason.INVALID, what=str(error)[:500]))
         if asked is None:
             self._metrics.filtered("passed", {})
             return _everything(args)
@@ -221,6 +222,12 @@ class Filter:
         if isinstance(place(asked.asks, asked.shape, states), Rejection):
             return None
         return Rejection(Reason.KEPT, promises[0].priority)
+
+    def _never(self, args: FilterArgs, why: Rejection) -> FilterResult:
+        """No node, ever, for one reason."""
+        names = self._lists.resolve(args).names
+        self._metrics.filtered("refused", {why.reason: len(names)})
+        return _answer(args, [], never=dict.fromkeys(names, why.text))
 
     async def _all(self, asked: Asked, args: FilterArgs) -> FilterResult:
         """Every node that fits, and why the others don't."""

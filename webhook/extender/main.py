@@ -36,6 +36,7 @@ from webhook.extender.filter import Filter
 from webhook.extender.leading import Leadership
 from webhook.extender.metrics import LedgerCollector, Metrics
 from webhook.extender.preemptor import Preemptor
+from webhook.extender.scaler import Scaler
 from webhook.extender.server import Extender
 from webhook.extender.waiting import Waiting
 from webhook.extender.wake import Waker
@@ -118,6 +119,17 @@ async def serve(options: Namespace, signals: Signals) -> None:
             clock=clock,
             metrics=metrics,
         )
+        scaler = Scaler(
+            cluster,
+            client,
+            waiting,
+            config=lambda: config.current,
+            leading=lambda: leadership.leading and cluster.problem is None,
+            events=events,
+            clock=clock,
+            metrics=metrics,
+        )
+        pods.subscribe(scaler.pod_changed)
         checks = {
             "caches": lambda: cluster.problem,
             "draining": lambda: "stopping" if signals.stop.is_set() else None,
@@ -135,6 +147,7 @@ async def serve(options: Namespace, signals: Signals) -> None:
                 waker.run(),
                 leadership.run(),
                 preemptor.run(),
+                scaler.run(),
                 events.run(),
                 config.follow(),
             )

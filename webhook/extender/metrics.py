@@ -76,6 +76,9 @@ class Metrics:
             "Node annotations touched so that waiting pods are retried.",
             registry=registry,
         )
+        self.scale_pods = Gauge(
+            "tessera_extender_scale_pods", "Scale pods that ask Cluster Autoscaler for a node.", registry=registry
+        )
         self.waiting = Gauge(
             "tessera_extender_rejected_pods", "Pods rejected lately that may fit later.", registry=registry
         )
