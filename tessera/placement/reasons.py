@@ -49,6 +49,7 @@ class Reason(Enum):
     ARRANGEMENT = ("arrangement", False, "its slices fit one by one, but not all at once")
     FREE_LINKS = ("free_links", False, "needs {need} GPUs joined by {what} with room")
     MIG_TAKEN = ("mig_taken", False, "needs {need} MIG instances of {what}, {have} are free")
+    SCALE_POD = ("scale_pod", True, "a scale pod asks for a new node, it runs on none")
     KEPT = ("kept", False, "its room is kept for a pod of priority {need}")
 
     def __init__(self, slug: str, never: bool, template: str) -> None:
