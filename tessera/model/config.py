@@ -70,6 +70,9 @@ class Placement(_Strict, frozen=True, kw_only=True):
         measure: constants of ``priced`` and ``fragmentation``.
         topology: which GPUs one container's several slices should be on.
         answer: ``one`` node named by the extender, or ``all`` that fit, scored by kube-scheduler.
+        cpu_pods: what becomes of pods that ask for no GPU, where kube-scheduler is told to send them too: ``ignore`` leaves
+            them to it, ``score`` sends them where the policy's measure loses least, ``avoid`` only keeps them off nodes with
+            GPUs.
     """
 
     policy: PolicyName = "priced"
@@ -77,6 +80,7 @@ class Placement(_Strict, frozen=True, kw_only=True):
     measure: Measure = Measure()
     topology: Literal["nvlink", "numa", "any"] = "any"
     answer: Literal["one", "all"] = "one"
+    cpu_pods: Literal["ignore", "score", "avoid"] = "ignore"
 
 
 class Health(_Strict, frozen=True, kw_only=True):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from itertools import compress
 from typing import Final
 
 import msgspec
@@ -118,8 +119,7 @@ class Filter:
         except RequestError as error:
             return self._never(args, Rejection(Reason.INVALID, what=str(error)[:500]))
         if asked is None:
-            self._metrics.filtered("passed", {})
-            return _everything(args)
+            return await self._plain(args, config)
         self._cluster.forget_old_names()
         self._cluster.scores.pricing.configure(config.placement.measure)
         if config.placement.answer == "all":
@@ -222,6 +222,42 @@ class Filter:
         if isinstance(place(asked.asks, asked.shape, states), Rejection):
             return None
         return Rejection(Reason.KEPT, promises[0].priority)
+
+    async def _plain(self, args: FilterArgs, config: Config) -> FilterResult:
+        """Where a pod goes that asks for no GPU (``placement.cpuPods``).
+
+        A node without GPUs loses nothing by any measure, so such nodes come first, and among them kube-scheduler's own
+        scores decide. Where there are none, ``score`` names the node with GPUs that loses least.
+        """
+        mode = config.placement.cpu_pods
+        cpu = cpu_of(args.pod)
+        if mode != "ignore":
+            listed = self._lists.resolve(args)
+            closed = self._cluster.ledger.columns.closed[listed.rows]
+            bare = (listed.rows < 0) | (closed == Reason.NO_GPU.code)
+            if bare.any():
+                self._metrics.filtered("passed", {})
+                return _everything(args) if bare.all() else _answer(args, list(compress(listed.names, bare)))
+            if mode == "score" and cpu:
+                shape = Shape(config.memory_unit, (), wishes(None, config.names, config.placement), cpu=cpu)
+                found = await self._least_lost(shape, args)
+                if found is not None:
+                    self._metrics.filtered("named", {})
+                    return _answer(args, [found])
+        self._metrics.filtered("passed", {})
+        return _everything(args)
+
+    async def _least_lost(self, shape: Shape, args: FilterArgs) -> str | None:
+        """The node that loses least by CPU alone; None where all of them are closed to slices anyway."""
+        self._cluster.scores.pricing.configure(self._config().placement.measure)
+        for _ in range(_MOST_ROUNDS):
+            if self._cluster.scores.prepare(shape):
+                break
+            await asyncio.sleep(0)
+        listed = self._lists.resolve(args)
+        row = self._cluster.scores.row(shape)
+        rows = listed.known[row.fits[listed.known]]
+        return listed.name(self._pick(args.pod, row, rows)) if len(rows) else None
 
     def _never(self, args: FilterArgs, why: Rejection) -> FilterResult:
         """No node, ever, for one reason."""
