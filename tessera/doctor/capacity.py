@@ -15,7 +15,7 @@ from tessera.model.node import Node
 from tessera.model.pod import Manifest, Pod, Toleration
 from tessera.model.tickets import Ask, asks
 from tessera.placement.claims import claim_of
-from tessera.placement.fit import place
+from tessera.placement.fit import GpuState, place
 from tessera.placement.nodebook import NodeBook
 from tessera.placement.nodefacts import NodeFacts, read
 from tessera.placement.reasons import Reason, Rejection
@@ -73,6 +73,14 @@ class Capacity:
             claim = claim_of(pod, names) if found is not None else None
             if found is not None and claim is not None:
                 found.book(pod.metadata.uid or pod.key, claim)
+        # Asked for every kind of pod that waits; nothing is booked any more, so it is made once.
+        self._states = {
+            name: (book.closed, book.states(without=(), soft=False)) for name, book in sorted(self._books.items())
+        }
+        alike: dict[object, list[str]] = {}
+        for name, (closed, states) in self._states.items():
+            alike.setdefault((closed, tuple(map(_looks, states))), []).append(name)
+        self._alike = tuple(map(tuple, alike.values()))
 
     def judge(self, pod: Manifest) -> Verdict:
         """Where an unbound pod could go by GPUs alone, and why not elsewhere."""
@@ -87,20 +95,22 @@ class Capacity:
         fits: list[str] = []
         rejected: dict[str, list[str]] = {}
         never: set[str] = set()
-        for name, book in sorted(self._books.items()):
-            closed = book.closed
+        # GPUs that look alike are alike to a pod that names none and has no two that hang together.
+        single = not wished.uuids and all(ask.request.gpus == 1 for ask in asked)
+        for names in self._alike if single else [(name,) for name in self._states]:
+            closed, states = self._states[names[0]]
             if closed is None or (closed is Reason.CORDONED and cordoned):
-                found = place(asked, shape, book.states(without=(), soft=False))
+                found = place(asked, shape, states)
             else:
                 found = Rejection(closed)
             if not isinstance(found, Rejection):
-                fits.append(name)
+                fits += names
                 continue
-            rejected.setdefault(found.text, []).append(name)
+            rejected.setdefault(found.text, []).extend(names)
             if found.reason.never:
                 never.add(found.text)
         ordered = sorted(rejected.items(), key=lambda item: (item[0] in never, -len(item[1]), item[0]))
-        return Verdict(tuple(fits), {why: tuple(nodes) for why, nodes in ordered}, frozenset(never))
+        return Verdict(tuple(sorted(fits)), {why: tuple(sorted(nodes)) for why, nodes in ordered}, frozenset(never))
 
     def largest(self) -> tuple[int, int]:
         """The most free units on one healthy GPU of an open node, and the units of the largest such GPU."""
@@ -110,6 +120,13 @@ class Capacity:
                 best = max(best, room[0])
                 largest = max(largest, book.slots[gpu].gpu.units)
         return best, largest
+
+
+def _looks(state: GpuState) -> object:
+    """What of a GPU a pod can see that names none."""
+    gpu = state.gpu
+    instances = tuple(each.profile for each in gpu.mig if each.id not in state.taken)
+    return gpu.model, gpu.units, gpu.health, gpu.guarantee, len(gpu.mig), instances, state.held
 
 
 def asked_of(pod: Pod, config: Config) -> tuple[Ask, ...]:
