@@ -25,7 +25,7 @@ from images.__main__ import IMAGES, version
 from tessera.cli.generate import generate
 from tessera.deploy.policies import policies
 from tessera.dialects.registry import OPTIONS
-from tessera.model.config import parse
+from tessera.model.config import Config, parse
 from webhook.admission.main import DRAIN
 from webhook.admission.main import main as webhook_main
 from webhook.extender.main import main as extender_main
@@ -389,6 +389,17 @@ def test_the_webhook_touches_its_own_registrations(rendered: list[Object]) -> No
     assert [rule["resourceNames"] for rule in registrations] == [["tessera-webhook"]]
     names = {key(each)[2] for each in rendered if each["kind"].endswith("WebhookConfiguration")}
     assert names == {"tessera-webhook"}
+
+
+def test_scale_pods_have_the_class_and_the_rights_that_the_config_names() -> None:
+    found = build(ROOT / "components" / "cluster-autoscaler")
+    wanted = Config().autoscaler
+    (priority,) = of(found, "PriorityClass")
+    assert priority["metadata"]["name"] == wanted.priority_class_name
+    assert (priority["value"], priority["preemptionPolicy"]) == (-10, "Never")
+    (role,) = of(found, "Role")
+    assert role["metadata"]["namespace"] == wanted.namespace
+    assert {verb for rule in rules(found, "tessera-extender") for verb in rule["verbs"]} == {"create", "delete"}
 
 
 def test_the_cni_repair_waits_for_nobody() -> None:
