@@ -26,6 +26,10 @@ Handler = Callable[[bytes, Callable[[], bool]], Awaitable[bytes]]
 """Takes a body and a function that tells whether the client has gone away; returns JSON."""
 
 
+Reader = Callable[[], Awaitable[bytes]]
+"""Returns JSON."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What one listener takes. Seconds and bytes.
@@ -60,7 +64,7 @@ class Listener:
         listen: Address,
         *,
         posts: Mapping[str, Handler] | None = None,
-        gets: Mapping[str, Callable[[], bytes]] | None = None,
+        gets: Mapping[str, Reader] | None = None,
         refused: Callable[[int], None] | None = None,
         limits: Limits | None = None,
     ) -> None:
@@ -128,9 +132,9 @@ class Listener:
             idle.force_close()
         return server()
 
-    def _getting(self, reader: Callable[[], bytes]) -> Callable[[web.Request], Awaitable[web.Response]]:
+    def _getting(self, reader: Reader) -> Callable[[web.Request], Awaitable[web.Response]]:
         async def answer(_: web.Request) -> web.Response:
-            return self._answer(reader())
+            return self._answer(await reader())
 
         return answer
 

@@ -104,7 +104,7 @@ async def serve(options: Namespace, signals: Signals) -> None:
         stack.push_async_callback(binder.close)
         candidates = Candidates(cluster, clock=clock)
         extender = Extender(
-            cluster, filter_, binder, candidates=candidates, config=lambda: config.current, metrics=metrics
+            cluster, filter_, binder, candidates=candidates, clock=clock, config=lambda: config.current, metrics=metrics
         )
         leadership = Leadership(client, lease=lambda: config.current.lease, identity=options.identity, clock=clock)
         events = EventRecorder(client, component="tessera-extender", instance=options.identity, clock=clock, rng=rng)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from tessera.daemon.flags import Address
+from tessera.kube.clock import Clock
 from tessera.model.config import Config
 from webhook.extender.bind import Binder
 from webhook.extender.candidates import Candidates
@@ -15,7 +16,7 @@ from webhook.extender.filter import Filter
 from webhook.extender.http import Handler, Limits, Listener
 from webhook.extender.metrics import Metrics
 from webhook.extender.preempt import preempt
-from webhook.extender.snapshot import snapshot
+from webhook.extender.snapshot import Snapshots
 from webhook.extender.wire import encode, read_bind, read_filter, read_preempt
 
 
@@ -29,6 +30,7 @@ class Extender:
         binder: Binder,
         *,
         candidates: Candidates,
+        clock: Clock,
         config: Callable[[], Config],
         metrics: Metrics,
     ) -> None:
@@ -37,6 +39,7 @@ class Extender:
         self._filter = filter_
         self._binder = binder
         self._candidates = candidates
+        self._snapshots = Snapshots(cluster, clock=clock)
         self._config = config
         self._metrics = metrics
 
@@ -57,7 +60,7 @@ class Extender:
 
     def dashboard(self, listen: Address) -> Listener:
         """Serve the read-only JSON."""
-        return Listener(listen, gets={"/api/v1/nodes": lambda: encode(snapshot(self._cluster))})
+        return Listener(listen, gets={"/api/v1/nodes": self._snapshots.json})
 
     def _timed(self, verb: str, handler: Callable[[bytes, Callable[[], bool]], Awaitable[bytes]]) -> Handler:
         seconds = self._metrics.seconds.labels(verb)
