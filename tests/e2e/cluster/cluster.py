@@ -26,6 +26,7 @@ from cluster.settings import Settings
 
 ETCD, API_SERVER, CONTROLLERS, SCHEDULER = "etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"
 CONTAINERD, KUBELET, PROXY = "containerd", "kubelet", "kube-proxy"
+CRI_SERVES = "Start streaming server"
 COMPONENTS = (KUBELET, PROXY, SCHEDULER, CONTROLLERS, API_SERVER, CONTAINERD, ETCD)
 
 
@@ -184,18 +185,22 @@ class Cluster(AbstractContextManager["Cluster"]):
     def restart_kubelet(self, *, between: Callable[[], None] | None = None) -> None:
         """End the kubelet, do something, and start it again; return when it serves."""
         self.processes.stop(KUBELET)
-        if between is not None:
-            between()
-        self.processes.start(KUBELET, components.kubelet(self.settings, self.binaries))
-        self.processes.ready(KUBELET, self._kubelet_serves)
+        try:
+            if between is not None:
+                between()
+        finally:
+            self.processes.start(KUBELET, components.kubelet(self.settings, self.binaries))
+            self.processes.ready(KUBELET, self._kubelet_serves)
 
     def restart_api_server(self, *, between: Callable[[], None] | None = None) -> None:
         """Kill the API server, do something, and start it again; return when it is ready."""
         self.processes.kill(API_SERVER)
-        if between is not None:
-            between()
-        self.processes.start(API_SERVER, components.apiserver(self.settings, self.binaries))
-        self.processes.ready(API_SERVER, self.api.healthy)
+        try:
+            if between is not None:
+                between()
+        finally:
+            self.processes.start(API_SERVER, components.apiserver(self.settings, self.binaries))
+            self.processes.ready(API_SERVER, self.api.healthy)
 
     def reboot_node(self, *others: str, start: Callable[[], None] | None = None) -> None:
         """End everything on the node at once, as a power cut does, and start it again; return when the kubelet serves.
@@ -224,6 +229,8 @@ class Cluster(AbstractContextManager["Cluster"]):
         self.processes.start(CONTAINERD, components.containerd(self.settings))
         if start is not None:
             start()
+        # Its socket is there before what the kubelet asks for, and a kubelet that is told so ends.
+        self.processes.ready(CONTAINERD, lambda: CRI_SERVES in self.processes.said(CONTAINERD))
         self.processes.start(KUBELET, components.kubelet(self.settings, self.binaries))
         self.processes.ready(KUBELET, self._kubelet_serves)
 

@@ -121,6 +121,10 @@ class Processes:
         except FileNotFoundError:
             return "(no log)"
 
+    def said(self, name: str) -> str:
+        """Return what a process has written since it was started last."""
+        return self.log(name).read_text(errors="replace").rpartition("\n--- ")[2]
+
     def send(self, name: str, number: signal.Signals) -> bool:
         """Send a signal to a process if it still runs; tell whether it did."""
         started = self._record.processes.get(name)

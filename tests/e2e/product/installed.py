@@ -145,9 +145,8 @@ class Product:
     # What happens to a part.
 
     def crash(self, part: str) -> None:
-        """End one process of a part without a warning; of two replicas, that of the one which leads or comes first."""
-        pod = self._one(part)
-        truth.kill(self.cluster, _container_id(pod, part))
+        """End one container of a part without a warning."""
+        truth.kill(self.cluster, self.container(part))
 
     def back(self, part: str) -> None:
         """Wait until a part does its work again: the kubelet starts what has ended."""
@@ -235,6 +234,10 @@ class Product:
     def processes(self, part: str) -> list[int]:
         """The first process of each pod's container."""
         return [min(truth.processes_of(self.cluster, _container_id(each, part))) for each in self.pods(part)]
+
+    def container(self, part: str) -> str:
+        """The ID of a part's container; of two replicas, that of the one which leads or comes first."""
+        return _container_id(self._one(part), part)
 
     def _one(self, part: str) -> Mapping[str, Any]:
         living = [each for each in self.pods(part) if "deletionTimestamp" not in each["metadata"]]

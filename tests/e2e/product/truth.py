@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 from cluster import Cluster
 from cluster.kernel import cgroup_folders
-from cluster.processes import send, start_time
+from cluster.processes import ended, send, start_time
 from cluster.record import Started
 
 from deviceplugin._proto import podresources_v1_pb2 as wire
@@ -89,11 +89,13 @@ def containers_of(cluster: Cluster, uid: str) -> dict[str, dict[str, str]]:
 
 
 def kill(cluster: Cluster, container_id: str) -> None:
-    """End a container's processes without a warning."""
-    for pid in processes_of(cluster, container_id):
-        start = start_time(pid)
-        if start is not None:
-            send(Started(pid=pid, start=start), signal.SIGKILL)
+    """End a container's processes without a warning, and return when they have ended."""
+    found = [(pid, start_time(pid)) for pid in processes_of(cluster, container_id)]
+    processes = [Started(pid=pid, start=start) for pid, start in found if start is not None]
+    for each in processes:
+        send(each, signal.SIGKILL)
+    for each in processes:
+        ended(each, 5)
 
 
 def pod_resources(cluster: Cluster) -> dict[str, dict[str, dict[str, list[str]]]]:

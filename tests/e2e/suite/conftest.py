@@ -50,7 +50,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[Any]:
         folder = cluster.settings.logs / "failed" / item.name.replace("/", "_")
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copytree(cluster.settings.home / "pod-logs", folder / "pods", dirs_exist_ok=True, symlinks=True)
-        for what in ("pods", "nodes", "events"):
+        for what in ("pods", "nodes", "events") if cluster.api.healthy() else ():
             status, body = cluster.api.raw("GET", f"/api/v1/{what}")
             if status == 200:
                 (folder / f"{what}.json").write_text(json.dumps(json.loads(body)["items"], indent=1))

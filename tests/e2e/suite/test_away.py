@@ -40,12 +40,13 @@ def test_containers_and_the_agent_restart_while_the_api_server_is_away(space, pr
         pods.pod("other", {"gpu-memory": "8Gi"}),
     )
     devices = truth.pod_resources(space.cluster)
+    agent = product.container(NODE)
 
     def meanwhile():
         began = time.monotonic()
         had, has = restarted(space, first)
         assert had == has
-        product.crash(NODE)
+        truth.kill(space.cluster, agent)
         product.back_alone()
         for pod in (second, whole):
             had, has = restarted(space, pod)
