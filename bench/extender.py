@@ -1,12 +1,12 @@
 """The extender's cost: how long kube-scheduler waits for a filter, and how many pods a second go all the way.
 
 The real `tessera-extender` runs as a process of its own; the API server is the fake, in this process. Filters come as
-kube-scheduler sends them, one after the other on one connection with the names of all nodes, for pods of different
-shapes on a half-full cluster. In the first part every other pod is bound, so that the ledger changes under the filter. In the
-second part pods are filtered one by one and bound concurrently, as fast as it goes; there the fake API server takes more of
-the time than the extender.
+kube-scheduler sends them, one after the other on one connection with the names of all nodes, for pods of six shapes on a
+cluster where so many pods are placed already. In the first part every other pod is bound, so that the ledger changes under
+the filter. In the second part pods are filtered one by one and bound concurrently, as fast as it goes; there the fake API
+server takes more of the time than the extender. In the third the whole state is read by a dashboard meanwhile.
 
-    python -m bench.extender [NODES [FILTERS]]
+    python -m bench.extender [NODES PLACED [FILTERS]]       without arguments: 100, 1,000, 5,000 nodes x 0, 10,000, 40,000
 """
 
 from __future__ import annotations
@@ -18,15 +18,18 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Final, TypeAlias
 
 import aiohttp
 
+from tessera.model.guarantee import Guarantees
 from tessera.model.inventory import Gpu, Inventory, encode
 from tessera.model.names import names
+from tessera.model.plan import Plan, PlannedSlice
+from tessera.model.plan import encode as encode_plan
 from tessera.model.quantity import GIB
 from tessera.model.request import ContainerRequest, PodRequest
 from tessera.model.request import encode as encode_request
@@ -34,11 +37,14 @@ from tessera.model.tickets import tickets
 from tessera.testing.apiserver import FakeApiServer
 from tessera.testing.apiserver.tree import Object
 
-NODES: Final = 100
+NODES: Final = (100, 1000, 5000)
+PLACED: Final = (0, 10_000, 40_000)
 GPUS: Final = 8
-FILTERS: Final = 2000
+FILTERS: Final = 1000
 PODS: Final = 400
 """Pods of the second part."""
+UNITS: Final = 5
+"""Memory units of a pod that is placed already: 50 of them on each GPU of the smallest cluster take 250 of 316."""
 BINDING: Final = 32
 """Binds in flight at once in the second part."""
 STARTING: Final = 30.0
@@ -52,34 +58,41 @@ SHAPES: Final = (
     ContainerRequest(gpus=4, whole=True),
 )
 
-Figures: TypeAlias = dict[str, float | int]
+Figures: TypeAlias = "dict[str, float | int | Figures]"
 
 
-def run(*, nodes: int = NODES, filters: int = FILTERS, pods: int = PODS) -> Figures:
-    """Measure an extender started for it.
+def run(*, nodes: Sequence[int] = NODES, placed: Sequence[int] = PLACED, filters: int = FILTERS) -> Figures:
+    """Measure an extender started for each size.
 
     Returns:
-        ``filter_p50_ms``, ``filter_p95_ms``, ``filter_p99_ms``, ``filter_max_ms``, ``filters_per_s`` (one client);
-        ``first_ms``, the first filter of all; ``refuse_p99_ms``, of filters that have to name a reason for every node;
-        ``pods_per_s``, filtered and bound; ``rss_mib`` of the extender; ``nodes``, ``gpus``, ``filters``, ``pods``.
+        By ``<nodes>x<placed>``: ``ready_s``, from the start of the process until its first answer; ``first_ms``, the first
+        filter of all; ``filter_p50_ms``, ``_p95_``, ``_p99_``, ``_max_`` and ``filters_per_s`` (one client);
+        ``refuse_p99_ms``, of filters that have to name a reason for every node; ``pods_per_s``, filtered and bound;
+        ``beside_dashboard_max_ms``, of filters while the state of all nodes is read; ``rss_mib`` of the extender.
     """
+    return {f"{number}x{there}": _one(number, there, filters) for number in nodes for there in placed}
+
+
+def _one(nodes: int, placed: int, filters: int) -> Figures:
     with tempfile.TemporaryDirectory(prefix="tb") as folder:
-        return asyncio.run(_measure(Path(folder), nodes, filters, pods))
+        return asyncio.run(_measure(Path(folder), nodes, placed, filters))
 
 
-async def _measure(folder: Path, nodes: int, filters: int, pods: int) -> Figures:
+async def _measure(folder: Path, nodes: int, placed: int, filters: int) -> Figures:
     async with FakeApiServer() as api:
         listed = [f"gpu-node-{number:05d}.example.internal" for number in range(nodes)]
         for number, name in enumerate(listed):
             api.put("nodes", _node(name, number))
-        made = count()
-        process, address = await _start(folder, api)
+        for number in range(placed):
+            api.put("pods", _placed(number, listed))
+        made = count(placed)
+        began = time.perf_counter()
+        process, address, dashboard = await _start(folder, api)
         try:
             await _ready(address)
+            found: Figures = {"ready_s": round(time.perf_counter() - began, 2)}
             client = _Client(address, listed)
-            first = client.filter(_pod(SHAPES[0], next(made)))[0]
-            await _half_full(api, address, listed, made)
-            found: Figures = {"first_ms": _ms(first)}
+            found["first_ms"] = _ms(client.filter(_pod(SHAPES[0], next(made)))[0])
             times = []
             async with aiohttp.ClientSession() as session:
                 for number in range(filters):
@@ -88,22 +101,46 @@ async def _measure(folder: Path, nodes: int, filters: int, pods: int) -> Figures
                     times.append(taken)
                     if number % 2 and chosen:
                         await _bind(api, session, address, pod, chosen)
-            refusals = sorted(
-                client.filter(_pod(ContainerRequest(gpus=8, memory=79 * GIB), next(made)))[0] for _ in range(200)
-            )
-            found |= {"filters_per_s": round(len(times) / sum(times))}
-            times.sort()
-            for label, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99), ("max", 1.0)):
-                found[f"filter_{label}_ms"] = _ms(times[min(len(times) - 1, int(share * len(times)))])
-            found["refuse_p99_ms"] = _ms(refusals[int(0.99 * len(refusals))])
-            found["pods_per_s"] = await _all_the_way(
-                api, address, listed, [_pod(SHAPES[0], next(made)) for _ in range(pods)]
-            )
+            refused = [client.filter(_pod(ContainerRequest(gpus=9, memory=GIB), next(made)))[0] for _ in range(100)]
+            found |= _percentiles(times) | {"refuse_p99_ms": _ms(sorted(refused)[98])}
+            pods = [_pod(SHAPES[0], next(made)) for _ in range(PODS)]
+            found["pods_per_s"] = await _all_the_way(api, address, listed, pods)
+            found["beside_dashboard_max_ms"] = await _beside_dashboard(client, dashboard, made)
             found["rss_mib"] = _rss(process.pid)
         finally:
             process.kill()
             await process.wait()
-    return found | {"nodes": nodes, "gpus": nodes * GPUS, "filters": filters, "pods": pods}
+    return found
+
+
+async def _beside_dashboard(client: _Client, dashboard: str, made: Iterator[int]) -> float:
+    """The longest filter while the JSON of all nodes is made and sent."""
+    stop = asyncio.Event()
+
+    def filters() -> float:
+        longest = 0.0
+        while not stop.is_set():
+            longest = max(longest, client.filter(_pod(SHAPES[next(made) % len(SHAPES)], next(made)))[0])
+        return longest
+
+    async with aiohttp.ClientSession() as session:
+        longest = asyncio.create_task(asyncio.to_thread(filters))
+        try:
+            async with session.get(f"http://{dashboard}/api/v1/nodes") as answer:
+                if not await answer.read():
+                    raise SystemExit("the dashboard's JSON is empty")
+        finally:
+            stop.set()
+        return _ms(await longest)
+
+
+def _percentiles(times: list[float]) -> Figures:
+    ordered = sorted(times)
+    shares = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99), ("max", 1.0))
+    found: Figures = {"filters_per_s": round(len(times) / sum(times))}
+    return found | {
+        f"filter_{label}_ms": _ms(ordered[min(len(ordered) - 1, int(share * len(ordered)))]) for label, share in shares
+    }
 
 
 class _Client:
@@ -125,11 +162,6 @@ class _Client:
             raise SystemExit(f"unexpected answer: {answer.status} {content[:300]!r}")
         chosen = json.loads(content)["NodeNames"]
         return taken, chosen[0] if chosen else ""
-
-
-async def _half_full(api: FakeApiServer, address: str, listed: list[str], made: Iterator[int]) -> None:
-    """Bind pods until half of all memory is held."""
-    await _all_the_way(api, address, listed, [_pod(SHAPES[1], next(made)) for _ in range(2 * len(listed) * GPUS)])
 
 
 async def _all_the_way(api: FakeApiServer, address: str, listed: list[str], pods: list[Object]) -> float:
@@ -168,8 +200,8 @@ async def _bind(api: FakeApiServer, session: aiohttp.ClientSession, address: str
         raise SystemExit(f"unexpected answer: {error}")
 
 
-async def _start(folder: Path, api: FakeApiServer) -> tuple[asyncio.subprocess.Process, str]:
-    """Start the program; its address stands in its log."""
+async def _start(folder: Path, api: FakeApiServer) -> tuple[asyncio.subprocess.Process, str, str]:
+    """Start the program; its address and its dashboard's stand in its log."""
     log = folder / "log"
     command = [sys.executable, "-m", "webhook.extender", "--kubeconfig", api.kubeconfig(folder / "kubeconfig")]
     command += ["--listen", "127.0.0.1:0", "--dashboard-listen", "127.0.0.1:0", "--status-listen", "127.0.0.1:0"]
@@ -181,7 +213,8 @@ async def _start(folder: Path, api: FakeApiServer) -> tuple[asyncio.subprocess.P
             if process.returncode is not None:
                 raise SystemExit(f"the extender ended: {text}")
             await asyncio.sleep(0.02)
-    return process, text.split("listening on ")[1].split(",")[0]
+    address, dashboard = text.split("listening on ")[1].split(", dashboard ")
+    return process, address, dashboard.split(",")[0]
 
 
 async def _ready(address: str) -> None:
@@ -240,6 +273,20 @@ def _pod(request: ContainerRequest, number: int) -> Object:
     }
 
 
+def _placed(number: int, listed: list[str]) -> Object:
+    """A pod that runs, on the GPU that is its turn, with its plan."""
+    row, gpu = number % len(listed), number // len(listed) % GPUS
+    pod = _pod(ContainerRequest(gpus=1, memory=UNITS * NAMES.memory_unit, compute=1), number)
+    piece = PlannedSlice(gpu=f"{row * GPUS + gpu:012x}", units=UNITS, compute=1)
+    plan = Plan(v=1, node=listed[row], guarantee=Guarantees(), containers={"main": (piece,)})
+    metadata, spec = pod["metadata"], pod["spec"]
+    if not (isinstance(metadata, dict) and isinstance(spec, dict) and isinstance(metadata["annotations"], dict)):
+        raise SystemExit("a pod without metadata")
+    metadata["annotations"][NAMES.plan] = encode_plan(plan)
+    spec["nodeName"] = listed[row]
+    return pod | {"status": {"phase": "Running"}}
+
+
 def _ms(seconds: float) -> float:
     return round(seconds * 1e3, 3)
 
@@ -253,8 +300,8 @@ def _rss(pid: int) -> float:
 def main(arguments: list[str]) -> None:
     """Print the figures."""
     numbers = [int(argument) for argument in arguments]
-    figures = run(nodes=numbers[0] if numbers else NODES, filters=numbers[1] if numbers[1:] else FILTERS)
-    print(json.dumps(figures))
+    sizes: dict[str, Sequence[int]] = {"nodes": numbers[:1], "placed": numbers[1:2]} if numbers[1:] else {}
+    print(json.dumps(run(**sizes, filters=numbers[2] if numbers[2:] else FILTERS), indent=1))
 
 
 if __name__ == "__main__":
