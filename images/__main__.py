@@ -6,6 +6,7 @@ python -m images [--out DIR] [--import SOCKET] [webhook] [node]
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import platform
 import subprocess
@@ -41,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown := set(options.images) - set(IMAGES):
         parser.error(f"no such image: {', '.join(sorted(unknown))}; there are {', '.join(IMAGES)}")
     began = time.monotonic()
+    os.umask(0o022)  # whoever runs the programs later has to be able to read them
     try:
         rootfs.check()
         for path in build(options.images or list(IMAGES), out=options.out, tag=options.tag, say=_saying(began)):
@@ -69,6 +71,14 @@ def build(names: list[str], *, out: Path, tag: str, say: Callable[[str], object]
     if architecture is None:
         raise ImageError(f"no image for {platform.machine()}; there are {', '.join(ARCHITECTURES)}")
     out.mkdir(parents=True, exist_ok=True)
+    home().mkdir(parents=True, exist_ok=True)
+    with (home() / "lock").open("w", encoding="ascii") as lock:
+        # Two builds at once would do the same work, each in the way of the other.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _build(names, out=out, tag=tag, architecture=architecture, say=say)
+
+
+def _build(names: list[str], *, out: Path, tag: str, architecture: str, say: Callable[[str], object]) -> list[Path]:
     at = epoch()
     now = at if EPOCH in os.environ else int(time.time())
     workshop = Workshop(home(), SOURCE, epoch=at, now=now, say=say)

@@ -43,6 +43,7 @@ _APART: Final = ("unshare", "--mount", "--pid", "--fork", "--propagation=private
 # $1 is the root; then pairs of what is mounted where, up to "--"; then the command.
 _ENTER: Final = """
 set -e
+umask 022
 root=$1; shift
 mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
