@@ -11,6 +11,7 @@ from tessera.model.config import Config
 INJECTED: Final = "nvidia-container-devices"
 """Folder whose entries, as mount points of /dev/null, choose GPUs (NVIDIA's container toolkit, volume mounts as a list)."""
 _CDI: Final = "cdi.k8s.io/"
+"""Annotations by which a runtime is told to inject devices; NVIDIA's operator puts a prefix in front."""
 _OTHERS_ROOT: Final = "^/proc/(self|thread-self|[0-9]+)(/.*)?$"
 """``/proc/1/root`` is the whole host."""
 
@@ -65,6 +66,17 @@ def host_paths(config: Config, *, exempt: tuple[str, ...]) -> Policy:
             ),
         ),
     )
+    variables += (
+        (
+            "injecting",
+            (
+                "(has(object.metadata.annotations) ? object.metadata.annotations : {}).map(k, k).filter(k,"
+                f" k.contains({text(_CDI)}) && object.metadata.annotations[k].contains('nvidia.com/')"
+                " && !(oldObject != null && has(oldObject.metadata.annotations) && k in oldObject.metadata.annotations"
+                " && oldObject.metadata.annotations[k] == object.metadata.annotations[k]))"
+            ),
+        ),
+    )
     return Policy(
         name="tessera-host-paths",
         exempt=exempt,
@@ -90,13 +102,9 @@ def host_paths(config: Config, *, exempt: tuple[str, ...]) -> Policy:
                 summary=f"a container mounts something below {INJECTED}; remove the mount",
             ),
             Check(
-                holds=(
-                    "!has(object.metadata.annotations) || request.operation != 'CREATE' ||"
-                    f" !object.metadata.annotations.exists(k, k.startsWith({text(_CDI)})"
-                    " && object.metadata.annotations[k].contains('nvidia.com/'))"
-                ),
+                holds="variables.injecting.size() == 0",
                 message=(
-                    f"'an annotation {_CDI}… would inject GPUs that were not given to the pod; remove it"
+                    "'annotation ' + variables.injecting[0] + ' would inject GPUs that were not given to the pod; remove it"
                     " and ask for a GPU in a container\\'s limits'"
                 ),
                 summary=f"an annotation {_CDI}… would inject GPUs; remove it",

@@ -234,6 +234,15 @@ def admitted(case: dict[str, Any]) -> dict[str, Any] | None:
     return found if outcome.request is not None else None
 
 
+def mutated(pod: dict[str, Any], config: Config) -> dict[str, Any]:
+    """A pod after admission by a config."""
+    outcome = Mutator(config).mutate(decoded(pod), namespace="team")
+    # What stands twice in a test's pod is one object, and a patch would change both.
+    pod = json.loads(json.dumps(pod))
+    found: dict[str, Any] = jsonpatch.apply_patch(pod, json.loads(WIRE.encode(outcome.operations)))
+    return found
+
+
 @pytest.fixture(scope="session")
 def make() -> Any:
     """The functions of this module, for tests."""

@@ -87,6 +87,16 @@ def test_mount_points_that_choose_gpus_are_denied(gate, kind, denied):
         assert bool(gate.refusals(body)) == denied
 
 
+@pytest.mark.parametrize("key", ["cdi.k8s.io/x", "nvidia.cdi.k8s.io/x"])
+def test_annotations_that_inject_gpus_are_denied(gate, key):
+    for value in ("nvidia.com/gpu=all", "vendor.com/nic=0,runtime.nvidia.com/gpu=0"):
+        (message,) = gate.refusals(carrying(annotations={key: value}))
+        assert message.startswith(f"tessera-host-paths: annotation {key} would inject GPUs")
+        assert update(gate, carrying(annotations={key: value}), old=carrying()) != []
+        assert update(gate, carrying(annotations={key: value}), old=carrying(annotations={key: value})) == []
+    assert gate.refusals(carrying(annotations={key: "vendor.com/nic=0", "note": "nvidia.com/gpu"})) == []
+
+
 def test_privilege_and_a_gpu_do_not_go_together(gate):
     privileged = {"name": "bad", "securityContext": {"privileged": True}}
     asking = {"name": "asking", "resources": LIMITS}
@@ -110,6 +120,21 @@ def test_what_admission_writes_passes(gate, make):
             seen += 1
             assert gate.refusals(after) == []
     assert seen > 100
+
+
+@pytest.mark.parametrize("each", CASES["variables"]["denied"], ids=str)
+def test_admission_that_strips_leaves_nothing_to_deny(gate, make, each):
+    asking = {
+        "name": "asking",
+        "resources": {"limits": {NAMES.gpu_memory: "1Gi"}},
+        "env": [{"name": "A", "value": "b"}, each],
+    }
+    body = pod(asking, {"name": "beside", "env": [each]}, initContainers=[{"name": "first", "env": [each]}])
+    for hide in ("true", "false"):
+        after = make.mutated(body, parse(f"guard: {{environment: strip, hideOthers: {hide}}}"))
+        assert gate.refusals(after) == []
+        assert {"name": "A", "value": "b"} in after["spec"]["containers"][0]["env"]
+    assert gate.refusals(make.mutated(body, Config())) != []
 
 
 def test_exempt_namespaces_and_ours_are_not_looked_at(gate):
