@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: help setup demo test lint proto proto-check lock bench gpu-check e2e images manifests clean
+.PHONY: help setup demo test fuzz lint proto proto-check lock bench gpu-check e2e images manifests clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,9 @@ demo: $(VENV)/.ready ## the whole system on this machine: no GPU, no cluster
 
 test: $(VENV)/.ready ## every test
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadscope $(ARGS)
+
+fuzz: $(VENV)/.ready ## admission against hostile input; ARGS='--seconds 600' or '--inputs 1000000'
+	@$(BIN)/python tests/fuzz/run.py $(ARGS)
 
 lint: $(VENV)/.ready ## ruff, mypy, import-linter
 	@$(BIN)/ruff check .

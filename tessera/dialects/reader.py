@@ -127,6 +127,18 @@ class PodReader:
                     fix="ask for fewer",
                 )
 
+    def check_names(self) -> None:
+        """See to it that a container's name names one container; the API server would refuse the pod a moment later.
+
+        Raises:
+            RequestError: two have the same name.
+        """
+        seen: set[str] = set()
+        for container in self.containers:
+            if container.name in seen:
+                raise RequestError(f'two containers are called "{container.name[:_LONGEST]}"', fix="rename one of them")
+            seen.add(container.name)
+
     def check_choice(self) -> None:
         """See to it that the pod's choice of nodes is short enough to be looked at.
 

@@ -113,6 +113,7 @@ class Dialects:
             containers={container.name: _labelled(said[container.name], first) for container in order},
         )
         _one_gpu_with_init(order, request)
+        reader.check_names()
         reader.check_choice()
         converted = not spoken.isdisjoint(_FOREIGN)
         baggage = self._baggage(reader) if converted else Baggage()

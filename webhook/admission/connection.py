@@ -116,6 +116,7 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
+        "_blank",
         "_buffer",
         "_chunks",
         "_head",
@@ -136,6 +137,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
         self._scanned = 0
+        self._blank = False
         self._head: Head | None = None
         self._chunks: Chunks | None = None
         self._reserved = 0
@@ -244,12 +246,15 @@ class Connection(asyncio.Protocol):
             HttpError: the request is refused.
         """
         buffer = self._buffer
-        if buffer.startswith(b"\r\n") and not self._scanned:
+        if not self._blank and buffer.startswith(b"\r\n"):
             del buffer[:2]  # RFC 9112, 2.2: an empty line before a request is ignored
+            self._blank = True
         if not buffer:
             return None
         if self.state == "idle":
             self._enter("head", self._host.limits.head)
+        if buffer == b"\r":
+            return None
         # Only what is new is searched, so that a client that sends byte by byte costs no more than another.
         end = buffer.find(END_OF_HEAD, max(0, self._scanned - len(END_OF_HEAD)), LONGEST_HEAD)
         if end < 0:
@@ -260,6 +265,7 @@ class Connection(asyncio.Protocol):
                 )
             return None
         self._scanned = 0
+        self._blank = False
         head = read_head(bytes(buffer[:end]))
         del buffer[: end + len(END_OF_HEAD)]
         self._check(head)
