@@ -76,7 +76,7 @@ def environment(config: Config, *, exempt: tuple[str, ...]) -> Policy:
 
 def _rules(config: Config) -> tuple[_Rule, ...]:
     names, allowed = config.names, config.guard.driver_capabilities
-    ask = f"ask by the limits {names.gpu}, {names.gpu_memory}, {names.gpu_compute}"
+    ask = f"GPUs are asked for by the limits {names.gpu}, {names.gpu_memory}, {names.gpu_compute}"
     either = "|".join(allowed)
     listing = f"^({either})(,({either}))*$" if allowed else "^$"
     return (
