@@ -145,6 +145,8 @@ class PodReader:
         Raises:
             RequestError: more labels or terms than any pod has.
         """
+        if not self.pod.spec.node_selector and self.pod.spec.affinity is None:
+            return
         labels, terms = len(self.selector), len(self.terms)
         expressions = max((len(term.match_expressions or ()) for term in self.terms), default=0)
         if max(labels, terms, expressions) > MOST_LABELS:

@@ -19,6 +19,8 @@ from webhook.admission.patch import Edit, append, put, remove
 VOID: Final = "void"
 """What NVIDIA's runtime takes for: leave this container alone, whatever its image says."""
 _PREFIXES: Final = (MEMORY, MPS, DEVICE_MEMORY)
+_FAMILIES: Final = ("NVIDIA_", "CUDA_")
+"""Beginnings of every variable that is looked at."""
 _FIX: Final = "the node sets what a slice has"
 
 
@@ -37,6 +39,8 @@ def clean(
     """
     edits: list[Edit] = []
     warnings: list[str] = []
+    if guard.environment != "strip" and not guard.hide_others:
+        return edits, warnings
     for container in containers:
         hidden = guard.hide_others and container.name not in asking
         found = list(_changes(container, guard, hidden=hidden))
@@ -52,6 +56,8 @@ def _changes(container: ContainerReader, guard: Guard, *, hidden: bool) -> Itera
     strip = guard.environment == "strip"
     has_devices = False
     for at, variable in enumerate(container.container.env or ()):
+        if not variable.name.startswith(_FAMILIES):
+            continue
         bad = _is_bad(variable, guard)
         if variable.name == DEVICES and not (bad and strip):
             has_devices = True  # it hides the GPUs as well, or the policies deny it

@@ -34,7 +34,6 @@ from webhook.admission.unbind import unbind
 LONGEST_WARNING: Final = 120
 """Characters that clients show in full."""
 _DEFAULT: Final = "default-scheduler"
-_NO_WISHES: Final = Wishes()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +72,11 @@ class Mutator:
         self._capacity = capacity
         self._names = config.names
         self._dialects = Dialects(config)
+        names = config.names
+        self._wish_names = frozenset(
+            (names.gpu_models, names.gpu_uuids, names.gpu_placement, names.gpu_topology, names.guarantee)
+        )
+        self._no_wishes = wishes(None, names, config.placement)
 
     def mutate(self, pod: Manifest, *, namespace: str) -> Outcome:
         """Decide about one pod.
@@ -169,10 +173,10 @@ class Mutator:
         Raises:
             RequestError: a wish that means nothing.
         """
-        if not (found.annotations or pod.metadata.annotations):
-            return _NO_WISHES
-        both = {**found.annotations, **(pod.metadata.annotations or {})}
-        return wishes(both, self._names, self._config.placement)
+        own = pod.metadata.annotations or {}
+        if self._wish_names.isdisjoint(own) and self._wish_names.isdisjoint(found.annotations):
+            return self._no_wishes
+        return wishes({**found.annotations, **own}, self._names, self._config.placement)
 
     def _misfit(self, found: Recognition, wished: Wishes) -> str:
         """Why no node there is could hold the pod, or ""."""

@@ -5,7 +5,7 @@ They stand in the nodeSelector, or, saying the same, in the required node affini
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 import msgspec
 
@@ -15,7 +15,7 @@ from webhook.admission.patch import Edit, put, remove
 from webhook.admission.profiles import REQUIRED, written
 
 
-def unbind(pod: Manifest, keys: Iterable[str]) -> tuple[Manifest, dict[str, list[Edit]]]:
+def unbind(pod: Manifest, keys: Collection[str]) -> tuple[Manifest, dict[str, list[Edit]]]:
     """Take labels out of what a pod demands of its node.
 
     Args:
@@ -25,6 +25,8 @@ def unbind(pod: Manifest, keys: Iterable[str]) -> tuple[Manifest, dict[str, list
     Returns:
         The pod without them, for what is decided after it, and the edits by key, those of the affinity with its first key.
     """
+    if not keys:
+        return pod, {}
     chosen, terms = dict(pod.spec.node_selector or {}), pod.spec.required_terms
     edits: dict[str, list[Edit]] = {}
     left = terms
