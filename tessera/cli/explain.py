@@ -168,7 +168,8 @@ def _plan(found: Story, out: Console) -> None:
     else:
         _say(out, "plan", "none" if found.node else "none yet: it is written when a node is found")
     if found.drifted:
-        _say(out, "given", f"{_told(found.given)}  (not as planned)", style="yellow")
+        how = "not as planned" if found.planned else "by its node, without a plan"
+        _say(out, "given", f"{_told(found.given)}  ({how})", style="yellow")
     elif found.given:
         _say(out, "given", "as planned")
 

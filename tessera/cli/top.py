@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
@@ -28,6 +29,9 @@ from tessera.report.usage import ClusterUse, GpuUse, NodeUse, SliceUse, join
 COULD_NOT_LOOK: Final = 3
 _BAR: Final = 12
 _MOST_PODS: Final = 3
+_ROOM_FOR_BARS: Final = 100
+"""Columns of a terminal below which names of pods need the bars' place."""
+_NONE: Final = Text("")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,12 +97,15 @@ def show(found: ClusterUse, out: Console, *, wide: bool = False) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("NODE", "GPU", "MODEL"):
         table.add_column(title, no_wrap=True)
-    table.add_column("MEMORY", no_wrap=True)
+    bars = out.width >= _ROOM_FOR_BARS
+    if bars:
+        table.add_column("MEMORY", no_wrap=True)
     for title in ("USED", "BOOKED", "OF", "COMPUTE"):
         table.add_column(title, no_wrap=True, justify="right")
-    table.add_column("POD" if wide else "PODS")
+    table.add_column("POD" if wide else "PODS", overflow="fold" if wide else "ellipsis", no_wrap=not wide)
     for node in found.nodes:
-        _rows(table, node, wide=wide)
+        for row in _rows(node, wide=wide):
+            table.add_row(*(row if bars else row[:3] + row[4:]))
     out.print(table)
     _unmeasured(found, out)
 
@@ -114,16 +121,16 @@ def _sums(found: ClusterUse) -> Text:
     return Text(f"{said}, {gib(found.used)} used on the {counted(found.measured_nodes, 'node')} that could be asked")
 
 
-def _rows(table: Table, node: NodeUse, *, wide: bool) -> None:
+def _rows(node: NodeUse, *, wide: bool) -> Iterator[tuple[Text, ...]]:
     if node.problem:
-        table.add_row(text(node.name), "", text(node.problem, "red"))
+        yield text(node.name), _NONE, text(node.problem, "red"), _NONE
         return
     name = node.name if node.state == "serving" else f"{node.name} ({node.state})"
     for gpu in node.gpus:
         index = Text(str(gpu.index), style="" if gpu.health == "ok" else "red")
         if gpu.health != "ok":
             index.append(f" {gpu.health}")
-        table.add_row(
+        yield (
             text(name),
             index,
             text(gpu.model.removeprefix("NVIDIA "), ""),
@@ -131,28 +138,27 @@ def _rows(table: Table, node: NodeUse, *, wide: bool) -> None:
             _amount(gpu.used),
             _amount(gpu.booked),
             _amount(gpu.usable),
-            f"{gpu.booked_compute}%",
-            "" if wide else _pods(gpu),
+            Text(f"{gpu.booked_compute}%"),
+            _NONE if wide else _pods(gpu),
         )
         name = ""
         if wide:
             for piece in gpu.slices:
-                _slice(table, piece)
+                yield _slice(piece)
             if gpu.foreign:
-                table.add_row(
-                    "", "", "", "", _amount(gpu.foreign), "", "", "", Text("processes without a slice", "red")
-                )
+                strangers = Text("processes without a slice", "red")
+                yield _NONE, _NONE, _NONE, _NONE, _amount(gpu.foreign), _NONE, _NONE, _NONE, strangers
 
 
-def _slice(table: Table, piece: SliceUse) -> None:
+def _slice(piece: SliceUse) -> tuple[Text, ...]:
     booked = Text("whole") if piece.whole else Text(piece.instance) if piece.instance else _amount(piece.booked)
     who = text(f"{piece.pod} {piece.container}".strip())
     if piece.above:
         who.append(" above its slice", style="bold red")
     elif not piece.booked and not piece.instance:
         who.append(" holds no slice", style="red")
-    compute = f"{piece.compute}%" if piece.compute else ""
-    table.add_row("", "", "", "", _amount(piece.used), booked, "", compute, who)
+    compute = Text(f"{piece.compute}%" if piece.compute else "")
+    return _NONE, _NONE, _NONE, _NONE, _amount(piece.used), booked, _NONE, compute, who
 
 
 def _pods(gpu: GpuUse) -> Text:

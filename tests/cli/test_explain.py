@@ -105,6 +105,14 @@ async def test_a_pod_without_a_plan(cluster):
     assert "its slice is withheld on every GPU there" in out
 
 
+async def test_a_pod_that_its_node_packed(cluster):
+    cluster.node(annotations={N.drift: cluster.drift({"uid-static": {"main": (cluster.slice(B),)}})})
+    cluster.pod("static", 10, node="n1", gpu="")
+    _, out, _ = await cluster.run("explain", "static")
+    assert "on GPU bbbbbbbbbbbb (NVIDIA A10) (by its node, without a plan)" in out
+    assert "the node packed it" in out
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

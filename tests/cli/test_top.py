@@ -1,14 +1,21 @@
 """`tessera top`: booked from the objects, used from the agents' metrics, and what is said where they can't be asked."""
 
+import io
 import json
 
+import msgspec
 import pytest
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
+from rich.console import Console
 
 from deviceplugin.monitor import Monitor, Owner, Report, Usage
+from tessera.cli.top import show
 from tessera.model.names import names
-from tessera.report.usage import MeasureError, Place, read
+from tessera.model.node import Node
+from tessera.model.pod import Pod
+from tessera.report.cluster import view
+from tessera.report.usage import MeasureError, Place, join, read
 from tessera.testing.apiserver import status
 from tessera.testing.apiserver.faults import on
 
@@ -24,6 +31,14 @@ def metrics(*usage, held=None, above=()):
     monitor.report = Report(usage=tuple(usage), held=held or {})
     monitor._open = dict.fromkeys(above)
     return generate_latest(registry)
+
+
+def objects(cluster):
+    """Nodes and pods as the fake has them."""
+    return (
+        [msgspec.convert(tree, Node) for tree in cluster.api.objects("nodes")],
+        [msgspec.convert(tree, Pod) for tree in cluster.api.objects("pods")],
+    )
 
 
 def used(pod, amount, *, gpu=A, container="main", allowed=10 * GIB):
@@ -83,6 +98,18 @@ async def test_used_beside_booked(cluster, serve):
     assert "2: default/two (above), default/one" in out
     _, out, _ = await cluster.run("top", "-o", "wide", "n1")
     assert "default/two main above its slice" in out
+
+
+async def test_a_narrow_terminal_has_no_bars(cluster):
+    cluster.node()
+    cluster.pod("one", 40, node="n1")
+    found = join(view(*objects(cluster), names()), {})
+    wide, narrow = (Console(width=width, file=io.StringIO(), color_system=None) for width in (120, 80))
+    for out in (wide, narrow):
+        show(found, out)
+    assert "▒" in wide.file.getvalue().partition("memory in GiB")[0]
+    assert "▒" not in narrow.file.getvalue().partition("memory in GiB")[0]
+    assert "1: default/one" in narrow.file.getvalue()
 
 
 async def test_what_holds_no_slice_and_what_strangers_use(cluster, serve):
