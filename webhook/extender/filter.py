@@ -39,6 +39,7 @@ from webhook.extender.cluster import Cluster
 from webhook.extender.metrics import Metrics
 from webhook.extender.namelists import NameList, NameLists
 from webhook.extender.preferences import tolerates_cordon
+from webhook.extender.verdicts import verdicts
 from webhook.extender.wire import FilterArgs, FilterResult, HostPriority, SchedulingPod
 
 TRIES: Final = 4
@@ -295,33 +296,11 @@ class Filter:
         """The nodes that fit (none, where one was looked for), and a reason for every other name."""
         listed = self._lists.resolve(args)
         row = self._cluster.scores.row(asked.shape)
-        fitting: list[str] = []
-        now: dict[str, str] = {}
-        never: dict[str, str] = {}
-        counts: dict[Reason, int] = {}
-        texts: dict[tuple[int, int, int, int], Rejection] = {}
-        every = self._config().placement.answer == "all"
-        columns = (row.code, row.need, row.have, row.profile)
-        keys = zip(*(column[listed.rows].tolist() for column in columns), strict=True)
-        for name, at, key in zip(listed.names, listed.rows.tolist(), keys, strict=True):
-            if at < 0:
-                rejection = Rejection(Reason.UNKNOWN_NODE)
-            elif key[0] == 0:
-                kept = kept_from.get(name)
-                if every and kept is None:
-                    fitting.append(name)
-                    continue
-                rejection = kept or Rejection(Reason.ARRANGEMENT)
-            else:
-                if key not in texts:
-                    texts[key] = row.rejection(at)
-                rejection = texts[key]
-            counts[rejection.reason] = counts.get(rejection.reason, 0) + 1
-            (never if rejection.reason.never else now)[name] = rejection.text
-        self._metrics.filtered("named" if fitting else "refused", counts)
-        if not fitting and now and self._rejected is not None:
+        found = verdicts(row, listed, kept_from, every=self._config().placement.answer == "all")
+        self._metrics.filtered("named" if found.fitting else "refused", found.counts)
+        if not found.fitting and found.now and self._rejected is not None:
             self._rejected(args.pod, Kept(asked.asks, asked.shape), listed)
-        return _answer(args, fitting, now=now, never=never)
+        return _answer(args, found.fitting, now=found.now, never=found.never)
 
 
 def _everything(args: FilterArgs) -> FilterResult:
