@@ -42,7 +42,9 @@ class Measure(_Strict, frozen=True, kw_only=True):
         remainder: weight of what the rest of a GPU is worth to other pods.
         card: weight of keeping cards for pods that can't use others. card_most: the dearest that a card gets.
         step: thousandths of a GPU that two nodes must differ by to be told apart.
-        reserve: keep idle nodes for pods that need whole ones, as many as are to be expected.
+        reserve: idle nodes are kept for pods that need whole ones: as many as are to be expected when the cluster is full,
+            and so many standard deviations more; null keeps none.
+        prior: before pods are seen, every GPU of the cluster counts as so many pods that ask for one with its share of CPU.
         half_life: pods seen after which an old one counts half.
     """
 
@@ -53,7 +55,8 @@ class Measure(_Strict, frozen=True, kw_only=True):
     card: Annotated[float, msgspec.Meta(ge=0, le=100)] = 0.7
     card_most: Annotated[float, msgspec.Meta(ge=0, le=100)] = 1.5
     step: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 20
-    reserve: bool = True
+    reserve: Annotated[float, msgspec.Meta(ge=0, le=100)] | None = 2
+    prior: Annotated[float, msgspec.Meta(ge=0, le=100)] = 0.1
     half_life: Annotated[int, msgspec.Meta(ge=100, le=10_000_000)] = 20_000
 
 

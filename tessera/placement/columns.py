@@ -97,7 +97,7 @@ class Columns:
         slots: of shape rows x fields x slots, what scoring reads: free thousandths of compute, the largest slice that fits
             in units and in percent, free thousandths of memory, free units, units, and number of its kind in `kinds`; all 0 on a GPU that
             takes no slices now. soft_slots: the same beside what was named.
-        cpu: by row, thousandths of a core that no pod has requested.
+        cpu: by row, thousandths of a core that no pod has requested. cores: that there are in all, 0 where unknown.
         size, idle: by row, GPUs that take slices, and how many of them hold nothing. idle_version: number of the last
             change of these.
         soft: what was named to pods that are not bound yet.
@@ -125,6 +125,7 @@ class Columns:
         self.slots = np.zeros((_FIRST_ROWS, _FIELDS, _FIRST_WIDTH), np.int64)
         self.soft_slots = np.zeros((_FIRST_ROWS, _FIELDS, _FIRST_WIDTH), np.int64)
         self.cpu = np.full(_FIRST_ROWS, NO_CPU, np.int64)
+        self.cores = np.zeros(_FIRST_ROWS, np.int64)
         self.size = np.zeros(_FIRST_ROWS, np.int64)
         self.idle = np.zeros(_FIRST_ROWS, np.int64)
         self.has_soft = np.zeros(_FIRST_ROWS, np.bool_)
@@ -158,7 +159,7 @@ class Columns:
             row = self.rows
             self.rows += 1
         self.ensure(self.rows, 0)
-        self.cpu[row] = NO_CPU
+        self.cpu[row], self.cores[row] = NO_CPU, 0
         self.touch(row)
         return row
 
@@ -200,7 +201,7 @@ class Columns:
             setattr(self, name, grown(getattr(self, name), allocated, width))
         for name in ("slots", "soft_slots"):
             setattr(self, name, grown(getattr(self, name), allocated, _FIELDS, width))
-        for name in ("has_soft", "closed", "rank", "version", "cpu", "size", "idle"):
+        for name in ("has_soft", "closed", "rank", "version", "cpu", "cores", "size", "idle"):
             setattr(self, name, grown(getattr(self, name), allocated))
         self.held.grow(allocated, width)
         self.soft.grow(allocated, width)

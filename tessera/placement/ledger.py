@@ -311,6 +311,7 @@ class Ledger:
     def _write_cpu(self, book: NodeBook) -> None:
         left = self.cpu_left(book.name)
         self.columns.cpu[book.row] = NO_CPU if left is None else left
+        self.columns.cores[book.row] = book.cpu or 0
         if book.slots:
             self.columns.touch(book.row)
 

@@ -76,7 +76,7 @@ class Pricing:
         """GPUs of the nodes that are kept for pods that need whole ones, 0 where this pod may have any."""
         tables = self.tables
         size = tables.stock.node
-        if not tables.reserve or not tables.measure.reserve or _needs_all(shape, size):
+        if not tables.reserve or _needs_all(shape, size):
             return 0
         return size
 
@@ -121,8 +121,9 @@ class Pricing:
             list(columns.models),
             np.bincount(kinds, minlength=len(distinct)).astype(np.int64),
             int(columns.size[rows].max(initial=0)),
+            int(columns.cores[rows[columns.size[rows] > 0]].sum()),
         )
-        self._tables = Tables(self.workload.counts, stock, self._measure)
+        self._tables = Tables(self.workload.current(), stock, self._measure)
         self._measured = {}
         self._made_for = (len(columns.kinds), columns.cards)
         self._idle = (-1, -1, 0)

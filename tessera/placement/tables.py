@@ -18,6 +18,7 @@ often it is computed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
@@ -36,6 +37,8 @@ _MOST_STEPS: Final = 48
 _MOST_COMPUTE: Final = 24
 _CPU_GRAIN: Final = 500
 _GRAIN: Final = 10
+_GANGS_SUPPOSED: Final = 0.01
+"""Pods that ask for a whole node, to one that asks for one GPU, where nothing is known."""
 _GANG: Final = 2
 """Whole nodes of fewer GPUs need no reserve."""
 
@@ -47,16 +50,18 @@ class Stock:
         kinds: by number, with the product names.
         gpus: how many of each kind.
         node: GPUs of the largest node.
+        cpu: thousandths of a core that there are beside one GPU, on average; 0 where unknown.
     """
 
-    __slots__ = ("gpus", "kinds", "models", "node")
+    __slots__ = ("cpu", "gpus", "kinds", "models", "node")
 
-    def __init__(self, kinds: Sequence[Kind], models: Sequence[str], gpus: IntArray, node: int) -> None:
+    def __init__(self, kinds: Sequence[Kind], models: Sequence[str], gpus: IntArray, node: int, cores: int) -> None:
         """Describe the cards of a cluster; `models` are the product names by number."""
         self.kinds = tuple(kinds)
         self.models = tuple(models)
         self.gpus = gpus
         self.node = node
+        self.cpu = cores / max(1, int(gpus.sum()))
 
 
 class Tables:
@@ -81,6 +86,7 @@ class Tables:
         self.measure = measure
         self.stock = stock
         kinds = max(1, len(stock.kinds))
+        counts = _supposed(counts, stock, measure)
         everything = [(demand, weight) for demand, weight in counts.items() if weight > 0]
         self._fitting: dict[tuple[tuple[str, ...], tuple[str, ...]], list[int]] = {}
         self._sizes = {demand: self._size(demand) for demand, _ in everything}
@@ -88,12 +94,16 @@ class Tables:
         memory = sum(weight * self.gpu(demand) for demand, weight in everything if not demand.compute)
         cpu = sum(weight * demand.cpu for demand, weight in everything if demand.gpus)
         self.ratio = cpu / gpu if gpu else 0.0
+        if stock.cpu and measure.balance:
+            # More CPU than there is beside an average GPU can't be kept beside all of them.
+            self.ratio = min(self.ratio, stock.cpu / WHOLE / measure.balance)
         self.by_memory = memory > 0
         self.memory_part = round(ONE * memory / gpu) if gpu else 0
         """How much of the demand for GPUs is for memory alone, of ONE."""
         self.low = threshold(self._weights(everything, None))
         scale = WHOLE * int(stock.gpus.sum()) / gpu if gpu else 0.0
-        self.reserve = scale * sum(w for d, w in everything if d.whole and d.gpus >= max(_GANG, stock.node))
+        gangs = scale * sum(w for d, w in everything if d.whole and d.gpus >= max(_GANG, stock.node))
+        self.reserve = gangs + measure.reserve * math.sqrt(gangs) if measure.reserve is not None else 0.0
         self.card = self._cards(everything, scale)
         targets = [(demand, round(ONE * part)) for demand, part in shares(counts, measure.coverage)]
         self._steps(targets, kinds)
@@ -226,6 +236,23 @@ class Tables:
                 table[kind] += np.rint(self.measure.remainder * part * known[key]).astype(np.int64)
         self.worth, self.worth_memory = worth.ravel(), worth_memory.ravel()
         self.plain, self.plain_memory = self.plain.ravel(), self.plain_memory.ravel()
+
+
+def _supposed(counts: Mapping[Demand, float], stock: Stock, measure: Measure) -> dict[Demand, float]:
+    """The workload, with what is supposed of it before much was seen: that GPUs are asked for one by one, sometimes a whole
+    node of them, each with the CPU that there is for it.
+
+    Who knows nothing else packs small pods as if none but small ones came, until nothing larger fits: with the trace's list
+    in order of size, 66 % of the GPUs were allocated instead of 92 %.
+    """
+    found = dict(counts)
+    weight = measure.prior * int(stock.gpus.sum())
+    cpu = stock.cpu / measure.balance if measure.balance else 0.0
+    for gpus, part in ((1, weight), (stock.node, weight * _GANGS_SUPPOSED)):
+        if gpus and part:
+            demand = Demand(cpu=int(cpu * gpus), gpus=gpus, percent=100, compute=100)
+            found[demand] = found.get(demand, 0.0) + part
+    return found
 
 
 def _coarse(amounts: set[int], grain: int, most: int) -> tuple[IntArray, int]:

@@ -116,7 +116,7 @@ class Workload:
     """How often each request comes, the late ones counting more.
 
     Attributes:
-        counts: weight by request, in no particular unit.
+        counts: weight by request, in a unit that grows; see `current`.
         total: the sum of the weights.
         changes: counts everything that was seen or expected.
     """
@@ -141,6 +141,10 @@ class Workload:
         """Count as if these had been seen already, so many of each."""
         for demand, weight in expected:
             self._add(demand, weight * self._weight)
+
+    def current(self) -> dict[Demand, float]:
+        """The weights, such that the latest pod counts 1."""
+        return {demand: weight / self._weight for demand, weight in self.counts.items()}
 
     def news(self) -> bool:
         """Whether so much has been seen since this was last true that what was made of it should be made anew.
