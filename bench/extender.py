@@ -65,10 +65,12 @@ def run(*, nodes: Sequence[int] = NODES, placed: Sequence[int] = PLACED, filters
     """Measure an extender started for each size.
 
     Returns:
-        By ``<nodes>x<placed>``: ``ready_s``, from the start of the process until its first answer; ``first_ms``, the first
-        filter of all; ``filter_p50_ms``, ``_p95_``, ``_p99_``, ``_max_`` and ``filters_per_s`` (one client);
+        By ``<nodes>x<placed>``: ``ready_s``, from the start of the process until its first answer; ``ready_cpu_s``,
+        the CPU that took; ``first_ms``, the first filter of all; ``filter_p50_ms``, ``_p95_``, ``_p99_``, ``_max_`` and ``filters_per_s`` (one client);
+        ``filter_cpu_ms``, the extender's CPU per filter and half a bind;
         ``refuse_p99_ms``, of filters that have to name a reason for every node; ``pods_per_s``, filtered and bound;
-        ``beside_dashboard_max_ms``, of filters while the state of all nodes is read; ``rss_mib`` of the extender.
+        ``beside_dashboard_max_ms``, of filters while the state of all nodes is read; ``rss_mib`` of the extender,
+        ``rss_after_mib`` once all that is done.
     """
     return {f"{number}x{there}": _one(number, there, filters) for number in nodes for there in placed}
 
@@ -90,10 +92,10 @@ async def _measure(folder: Path, nodes: int, placed: int, filters: int) -> Figur
         process, address, dashboard = await _start(folder, api)
         try:
             await _ready(address)
-            found: Figures = {"ready_s": round(time.perf_counter() - began, 2)}
+            found: Figures = {"ready_s": round(time.perf_counter() - began, 2), "ready_cpu_s": _cpu(process.pid)}
             client = _Client(address, listed)
             found["first_ms"] = _ms(client.filter(_pod(SHAPES[0], next(made)))[0])
-            times = []
+            times, spent = [], _cpu(process.pid)
             async with aiohttp.ClientSession() as session:
                 for number in range(filters):
                     pod = _pod(SHAPES[number % len(SHAPES)], next(made))
@@ -101,12 +103,14 @@ async def _measure(folder: Path, nodes: int, placed: int, filters: int) -> Figur
                     times.append(taken)
                     if number % 2 and chosen:
                         await _bind(api, session, address, pod, chosen)
+            found["filter_cpu_ms"] = round((_cpu(process.pid) - spent) * 1e3 / (filters or 1), 2)
             refused = [client.filter(_pod(ContainerRequest(gpus=9, memory=GIB), next(made)))[0] for _ in range(100)]
             found |= _percentiles(times) | {"refuse_p99_ms": _ms(sorted(refused)[98])}
             pods = [_pod(SHAPES[0], next(made)) for _ in range(PODS)]
+            found["rss_mib"] = _rss(process.pid)
             found["pods_per_s"] = await _all_the_way(api, address, listed, pods)
             found["beside_dashboard_max_ms"] = await _beside_dashboard(client, dashboard, made)
-            found["rss_mib"] = _rss(process.pid)
+            found["rss_after_mib"] = _rss(process.pid)
         finally:
             process.kill()
             await process.wait()
@@ -289,6 +293,12 @@ def _placed(number: int, listed: list[str]) -> Object:
 
 def _ms(seconds: float) -> float:
     return round(seconds * 1e3, 3)
+
+
+def _cpu(pid: int) -> float:
+    """Seconds of CPU that a process has taken: what a machine busy with others does not change."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return round((int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), 2)
 
 
 def _rss(pid: int) -> float:

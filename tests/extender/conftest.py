@@ -258,7 +258,6 @@ class Rig:
             self.filter_,
             self.binder,
             candidates=candidates,
-            clock=self.clock,
             config=lambda: self.config,
             metrics=self.metrics,
         )

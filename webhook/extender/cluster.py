@@ -352,6 +352,7 @@ class Cluster:
         # A full collection over 40,000 pods stops the loop for up to 0.9 s; what a full cache holds is not garbage.
         gc.collect()
         gc.freeze()
+        gc.enable()
         while True:
             await self._clock.sleep(TICK)
             self.tick()

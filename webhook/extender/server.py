@@ -6,7 +6,6 @@ import time
 from collections.abc import Awaitable, Callable
 
 from tessera.daemon.flags import Address
-from tessera.kube.clock import Clock
 from tessera.model.config import Config
 from webhook.extender.bind import Binder
 from webhook.extender.candidates import Candidates
@@ -30,7 +29,6 @@ class Extender:
         binder: Binder,
         *,
         candidates: Candidates,
-        clock: Clock,
         config: Callable[[], Config],
         metrics: Metrics,
     ) -> None:
@@ -39,7 +37,7 @@ class Extender:
         self._filter = filter_
         self._binder = binder
         self._candidates = candidates
-        self._snapshots = Snapshots(cluster, clock=clock)
+        self._snapshots = Snapshots(cluster)
         self._config = config
         self._metrics = metrics
 
