@@ -29,6 +29,7 @@ from deviceplugin.isolation.environment import Environment
 from deviceplugin.leaving import awaited, drain
 from deviceplugin.ledgerfile import LedgerFile
 from deviceplugin.metrics import NodeMetrics
+from deviceplugin.mpsdaemon import MpsDaemon
 from deviceplugin.notices import Notices
 from deviceplugin.nvml.source import GpuSource, Starting
 from deviceplugin.placing import Placing
@@ -95,6 +96,7 @@ class Agent:
         clock: Clock,
         rng: Random,
         registry: CollectorRegistry,
+        mps: MpsDaemon | None = None,
     ) -> None:
         """Wire everything; nothing runs before `run`. Make it inside a running event loop.
 
@@ -111,6 +113,7 @@ class Agent:
             clock: paces.
             rng: jitter.
             registry: of metrics.
+            mps: the node's MPS daemon; None where there is to be none.
         """
         self.node = node
         self._places = places
@@ -138,7 +141,9 @@ class Agent:
             notices=self._notices,
             registry=registry,
             clock=clock,
+            mps=mps,
         )
+        self._mps = mps
         self._sightings = Sightings(processes, on_gpus=lambda: self.gpus.monitor.seen)
         self.allocator = Allocator(
             self.board,
@@ -291,6 +296,8 @@ class Agent:
             self._phase = "serving"
             registering = background.create_task(self.registrar.run())
             works = [self._file.run(), self._settler.run(), self._rivals.run(), self.gpus.run()]
+            if self._mps is not None:
+                works.append(self._mps.run(lambda: self.gpus.limits))
             tasks += [background.create_task(work) for work in works]
             last = [registering]
             if self._publisher is not None:
@@ -307,6 +314,9 @@ class Agent:
     async def _warm_up(self) -> None:
         """Do what is slow; what doesn't come in time is waited for later."""
         waiting = [asyncio.create_task(self._first_facts()), asyncio.create_task(self.gpus.look())]
+        if self._mps is not None:
+            # One that runs already is relied on from the first container on.
+            waiting.append(asyncio.create_task(_done(self._mps.look())))
         if self._cache is not None:
             waiting.append(asyncio.create_task(_wait(self._cache.synced)))
         try:
@@ -399,6 +409,10 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(found, BaseExceptionGroup):
         found = found.exceptions[0]
     return found
+
+
+async def _done(work: Awaitable[object]) -> None:
+    await work
 
 
 async def _wait(event: asyncio.Event) -> None:

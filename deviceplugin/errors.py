@@ -29,5 +29,9 @@ class KubeletError(NodeError):
     """The kubelet can't be asked: no socket, no answer in time, or an answer that makes no sense."""
 
 
+class MpsError(NodeError):
+    """The MPS control daemon can't be started or asked."""
+
+
 class TakeoverError(NodeError):
     """Another node agent serves this kubelet."""

@@ -9,14 +9,17 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, NoReturn
 
+import msgspec
 from prometheus_client import CollectorRegistry
 
 from deviceplugin.board import Board
 from deviceplugin.health import HealthTable
 from deviceplugin.isolation.environment import Environment
-from deviceplugin.isolation.injection import Injector
+from deviceplugin.isolation.injection import Injector, MpsFolders
+from deviceplugin.isolation.mps import problem as mps_problem
 from deviceplugin.isolation.probe import Verdict, choose_mode, probe
 from deviceplugin.monitor import Monitor, Report
+from deviceplugin.mpsdaemon import MpsDaemon
 from deviceplugin.notices import Notices
 from deviceplugin.nvml.facts import GpuFacts, inventory_gpus
 from deviceplugin.nvml.source import GpuSource, Idle, Serving, State, Tick
@@ -25,6 +28,7 @@ from deviceplugin.tenants import Tenants
 from tessera.kube.clock import Clock
 from tessera.model.config import Config
 from tessera.model.errors import TesseraError
+from tessera.model.guarantee import Guarantee
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +51,7 @@ class GpuSide:
         notices: Notices,
         registry: CollectorRegistry,
         clock: Clock,
+        mps: MpsDaemon | None = None,
     ) -> None:
         """Listen to the source.
 
@@ -60,6 +65,7 @@ class GpuSide:
             notices: told of excesses.
             registry: of metrics.
             clock: paces.
+            mps: the node's MPS daemon; None claims nothing of it.
         """
         self._board = board
         self._source = source
@@ -76,6 +82,10 @@ class GpuSide:
         self.health.configure(ignore_xids=health.ignore_xids, recover_after=health.recover_after)
         self.monitor = Monitor(tenants, processes.locate, unit=board.names.memory_unit, registry=registry)
         self.injector = Injector(board.names)
+        self._mps = mps
+        if mps is not None:
+            mps.subscribe(self.refresh)
+            mps.on_lost(self._mps_lost)
         source.on_state(self._on_state)
         source.on_tick(self._on_tick)
         self.health.subscribe(lambda _: self.refresh())
@@ -121,7 +131,14 @@ class GpuSide:
         config = self._config()
         if isinstance(state, Serving):
             mode = choose_mode(config.device_injection, gpus, self._environment)
-            verdicts = probe(state.facts, self._environment, order=config.isolation, mode=mode)
+            environment = self._environment
+            if self._mps is not None:
+                environment = msgspec.structs.replace(environment, mps=self._mps.problem)
+                able = [
+                    gpu.id for gpu in gpus if Guarantee.PROCESS in config.isolation and mps_problem(gpu, None) is None
+                ]
+                self.injector.share_by_mps(able, MpsFolders(pipes=self._mps.pipes, shared=self._mps.shared))
+            verdicts = probe(state.facts, environment, order=config.isolation, mode=mode)
             self._log_verdicts(verdicts)
             guarantees = {gpu: verdict.guarantees for gpu, verdict in verdicts.items()}
             self.injector.update(gpus, guarantees=guarantees, mode=mode)
@@ -143,6 +160,18 @@ class GpuSide:
             self._problem = str(error)
         else:
             self._problem = None
+
+    @property
+    def limits(self) -> dict[int, int]:
+        """Bytes that the slices of a GPU may come to, by NVML's index: no MPS client may have more."""
+        unit = self._board.names.memory_unit
+        return {gpu.index: gpu.units * unit for gpu in self._board.gpus.values() if gpu.units}
+
+    def _mps_lost(self) -> None:
+        exclusive = {gpu.id for gpu in self._gpus() if gpu.exclusive}
+        for grant in self._board.ledger:
+            if not exclusive.isdisjoint(grant.gpus):
+                self._notices.mps_ended(grant)
 
     def _gpus(self) -> tuple[GpuFacts, ...]:
         state = self._source.state
@@ -172,9 +201,10 @@ class GpuSide:
             if self._verdicts.get(gpu) != verdict:
                 reasons = "; ".join(f"not {guarantee.value}: {why}" for guarantee, why in verdict.against.items())
                 _log.info(
-                    "GPU %s: memory guarantee %s%s",
+                    "GPU %s: memory guarantee %s, compute guarantee %s%s",
                     gpu,
                     verdict.guarantees.memory.value,
+                    verdict.guarantees.compute.value,
                     f" ({reasons})" * bool(reasons),
                 )
         self._verdicts = verdicts

@@ -31,6 +31,8 @@ def flags() -> Flags:
     found.add("--nvml-library", "path of libnvidia-ml.so.1; default: what the dynamic linker finds", str, "")
     found.add("--kubelet-pods", "URL of the kubelet's GET /pods, such as https://127.0.0.1:10250/pods", str, "")
     found.add("--kubelet-ca", "the kubelet's serving certificate or its CA, for --kubelet-pods", str, "")
+    found.add("--mps-dir", "folder of the node's MPS daemon, the same path on the host; absent: no MPS", str, "")
+    found.add("--mps-control", "NVIDIA's MPS control program", str, "nvidia-cuda-mps-control")
     found.add("--host-root", "where the host's root file system is mounted", str, "/")
     found.add("--sysfs", "where the host's /sys is mounted; default: below --host-root", str, "")
     found.add("--proc-root", "where the host's /proc is mounted; default: below --host-root", str, "")

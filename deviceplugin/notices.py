@@ -57,6 +57,14 @@ class Notices:
         """A container uses more than its slice."""
         self._about(uid, namespace, name, "SliceExceeded", message, warning=True)
 
+    def mps_ended(self, grant: Grant) -> None:
+        """The MPS daemon that a container's programs ran through is gone."""
+        message = (
+            "the node's MPS daemon has ended, and most likely what ran through it on the GPU; "
+            "restart the container if it does not notice by itself"
+        )
+        self._about(grant.uid, grant.namespace, grant.name, "MpsEnded", message, warning=True)
+
     def _about(self, uid: str, namespace: str, name: str, reason: str, message: str, *, warning: bool) -> None:
         if not name:
             return

@@ -17,6 +17,7 @@ from deviceplugin.checkpoint import Entry
 from deviceplugin.devices import View, gpu_of
 from deviceplugin.errors import KubeletError, RefusedError
 from deviceplugin.identity import Caller, Identity
+from deviceplugin.isolation.mps import MOST_CLIENTS
 from deviceplugin.ledger import UNKNOWN, Grant, Owner
 from deviceplugin.placing import Placing
 from deviceplugin.podresources import Lister, PodKey
@@ -25,6 +26,7 @@ from deviceplugin.slices import Given, slices_of
 from tessera.kube.clock import Clock
 from tessera.model.config import Placement
 from tessera.model.errors import AnnotationError, RequestError
+from tessera.model.guarantee import Guarantee
 from tessera.model.plan import decode as decode_plan
 from tessera.placement.wishes import wishes
 
@@ -233,7 +235,17 @@ class PreStart:
                     f"{who}: asks for the memory guarantee {least.value} and GPU {gpu} gives {known.guarantee.memory.value} "
                     f"now; see annotation {names.guarantee}"
                 )
+            if known is not None and Guarantee.PROCESS in (known.guarantee.memory, known.guarantee.compute):
+                self._judge_clients(grant, gpu, who)
             self._compare_plan(grant, gpu, pod.metadata.annotation(names.plan))
+
+    def _judge_clients(self, grant: Grant, gpu: str, who: str) -> None:
+        others = sum(gpu in other.gpus for other in self._ledger if other.owner != grant.owner)
+        if others >= MOST_CLIENTS:
+            raise RefusedError(
+                f"{who}: {others} containers are on GPU {gpu} already, and MPS takes {MOST_CLIENTS} clients; it starts when "
+                "one of them has ended"
+            )
 
     def _compare_plan(self, grant: Grant, gpu: str, text: str | None) -> None:
         """Say where a plan promised more than the GPU gives now; the pod accepts that, so it starts."""

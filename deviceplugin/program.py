@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry
 from deviceplugin.agent import Agent, Places
 from deviceplugin.isolation.environment import Environment, HostPaths, survey
 from deviceplugin.kubeletpods import KubeletPods
+from deviceplugin.mpsdaemon import MpsDaemon
 from deviceplugin.nvml.binding import Binding
 from deviceplugin.nvml.driver import NvmlDriver
 from deviceplugin.nvml.pci import PciBus
@@ -98,6 +99,9 @@ async def serve(options: Namespace, signals: Signals) -> None:
             clock=clock,
             rng=rng,
             registry=registry,
+            mps=MpsDaemon(options.mps_dir, options.mps_control, clock=clock, environ=os.environ)
+            if options.mps_dir
+            else None,
         )
         config.subscribe(agent.configure)
         signals.on_hangup(config.reload)

@@ -22,7 +22,7 @@ from deviceplugin.allocator import Allocator
 from deviceplugin.board import Board
 from deviceplugin.devices import Announcement
 from deviceplugin.errors import AdvertiseError, RefusedError
-from deviceplugin.isolation import kernel
+from deviceplugin.isolation import kernel, mps
 from deviceplugin.isolation.injection import GPU_COMPUTE, GPU_MEMORY
 from deviceplugin.metrics import NodeMetrics
 from deviceplugin.prestart import PreStart
@@ -117,7 +117,7 @@ def leave_equal(message: api.ContainerAllocateResponse, given: Given) -> None:
     The kubelet resolves equal names with different values at random, so each amount may stand in one answer only.
     """
     if not any(piece.units for piece in given.slices):
-        for name in (GPU_MEMORY, kernel.REQUEST, kernel.LIMIT):
+        for name in (GPU_MEMORY, kernel.REQUEST, kernel.LIMIT, mps.MEMORY):
             message.envs.pop(name, None)
     if not any(piece.compute for piece in given.slices):
         message.envs.pop(GPU_COMPUTE, None)

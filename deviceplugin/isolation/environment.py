@@ -67,6 +67,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
         cdi: what CDI specs offer. runtime_cdi: the runtime injects CDI devices; None where not known.
         toolkit: NVIDIA's.
         process_problem: why processes can't be told apart here, None where they can.
+        mps: why no MPS daemon can be relied on, None where one can.
     """
 
     cgroup_v2: bool = False
@@ -74,6 +75,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     runtime_cdi: bool | None = None
     toolkit: Toolkit = Toolkit()
     process_problem: str | None = None
+    mps: str | None = "MPS is off on this node (--mps-dir)"
 
 
 async def survey(paths: HostPaths, *, runtime_version: str = "", run: Run = toolkit.run) -> Environment:

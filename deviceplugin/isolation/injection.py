@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 
 from deviceplugin.errors import RefusedError
-from deviceplugin.isolation import kernel
+from deviceplugin.isolation import kernel, mps
 from deviceplugin.isolation.cdi import KIND
 from deviceplugin.isolation.environment import Mode
 from deviceplugin.nvml.facts import GpuFacts
@@ -73,6 +73,7 @@ class Portion(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         uuid: of the GPU, or of the MIG instance. index: NVML's. card: bytes of the whole GPU (of the instance).
         memory: bytes held. compute: percent reserved, 0 and None where none was asked. mig: it is an instance.
+        whole: the GPU is exclusive.
     """
 
     uuid: str
@@ -81,6 +82,14 @@ class Portion(msgspec.Struct, frozen=True, kw_only=True):
     memory: int
     compute: int | None
     mig: bool = False
+    whole: bool = False
+
+
+class MpsFolders(msgspec.Struct, frozen=True, kw_only=True):
+    """What clients of the node's MPS daemon are shown of the host: its pipes (at the same path), and /dev/shm."""
+
+    pipes: str
+    shared: str
 
 
 class AliyunAmounts(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,7 +100,12 @@ class AliyunAmounts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def injection(
-    portions: Sequence[Portion], *, guarantees: Guarantees, mode: Mode, aliyun: AliyunAmounts | None = None
+    portions: Sequence[Portion],
+    *,
+    guarantees: Guarantees,
+    mode: Mode,
+    aliyun: AliyunAmounts | None = None,
+    folders: MpsFolders | None = None,
 ) -> Injection:
     """What a container with these portions gets.
 
@@ -100,6 +114,7 @@ def injection(
         guarantees: what its GPUs are promised; the weakest where they differ.
         mode: how devices are injected.
         aliyun: set where the request came in Aliyun's dialect.
+        folders: the MPS daemon's, where the container is to be its client.
 
     Raises:
         RefusedError: no portion at all: a container without devices would see all of them or none, by chance.
@@ -118,16 +133,30 @@ def injection(
         envs |= kernel.variables(portion.memory for portion in portions)
     if aliyun is not None:
         envs |= _aliyun(portions, aliyun)
+    shared: tuple[Mount, ...] = ()
+    if folders is not None:
+        envs |= mps.variables(
+            folders.pipes,
+            memory=[portion.memory for portion in portions],
+            compute=[portion.compute for portion in portions],
+            whole=all(portion.whole for portion in portions),
+        )
+        shared = (
+            Mount(container_path=folders.pipes, host_path=folders.pipes, read_only=False),
+            Mount(container_path=mps.SHM, host_path=folders.shared, read_only=False),
+        )
     match mode:
         case "cdi":
             return Injection(
-                envs=envs | {VISIBLE: NOTHING_VISIBLE}, cdi_devices=tuple(f"{KIND}={uuid}" for uuid in uuids)
+                envs=envs | {VISIBLE: NOTHING_VISIBLE},
+                mounts=shared,
+                cdi_devices=tuple(f"{KIND}={uuid}" for uuid in uuids),
             )
         case "volume-mounts":
             mounts = tuple(Mount(container_path=f"{DEVICE_MOUNTS}/{uuid}", host_path="/dev/null") for uuid in uuids)
-            return Injection(envs=envs | {VISIBLE: NOTHING_VISIBLE}, mounts=mounts)
+            return Injection(envs=envs | {VISIBLE: NOTHING_VISIBLE}, mounts=mounts + shared)
         case "envvar":
-            return Injection(envs=envs | {VISIBLE: ",".join(uuids)})
+            return Injection(envs=envs | {VISIBLE: ",".join(uuids)}, mounts=shared)
 
 
 def _aliyun(portions: Sequence[Portion], amounts: AliyunAmounts) -> dict[str, str]:
@@ -160,12 +189,22 @@ class Injector:
         self._facts: dict[str, GpuFacts] = {}
         self._guarantees: dict[str, Guarantees] = {}
         self.mode: Mode = "envvar"
+        self._folders: MpsFolders | None = None
+        self._clients: frozenset[str] = frozenset()
 
     def update(self, facts: Sequence[GpuFacts], *, guarantees: Mapping[str, Guarantees], mode: Mode) -> None:
         """Take new facts, the guarantee of each GPU by id, and how devices are injected."""
         self._facts = {gpu.id: gpu for gpu in facts}
         self._guarantees = dict(guarantees)
         self.mode = mode
+
+    def share_by_mps(self, gpus: Iterable[str], folders: MpsFolders) -> None:
+        """Make clients of the MPS daemon of all containers on these GPUs.
+
+        Whether the daemon runs at that moment doesn't matter: a container keeps what it is given here, and on an exclusive
+        GPU one that isn't a client keeps all others out.
+        """
+        self._clients, self._folders = frozenset(gpus), folders
 
     def inject(self, given: Given) -> Injection:
         """What the container gets.
@@ -179,6 +218,7 @@ class Injector:
             guarantees=self.guarantees(piece.gpu.id for piece in given.slices),
             mode=self.mode,
             aliyun=self._amounts(given),
+            folders=self._folders if self._clients.issuperset(piece.gpu.id for piece in given.slices) else None,
         )
 
     def guarantees(self, gpus: Iterable[str]) -> Guarantees:
@@ -212,6 +252,7 @@ class Injector:
             card=piece.gpu.memory,
             memory=(piece.units or 0) * self._names.memory_unit,
             compute=piece.compute,
+            whole=piece.whole,
         )
 
     def _amounts(self, given: Given) -> AliyunAmounts | None:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from deviceplugin.isolation import kernel, watched
+from deviceplugin.isolation import kernel, mps, watched
 from deviceplugin.isolation.environment import Environment, Mode
 from deviceplugin.nvml.facts import GpuFacts, NodeFacts
 from tessera.model.guarantee import Guarantee, Guarantees
@@ -52,20 +52,22 @@ def probe(
         blind: ids of GPUs of which accounting has turned out to say nothing (`Report.blind` of the monitor).
 
     Returns:
-        By GPU id. Compute is never capped yet: that needs MPS.
+        By GPU id. Compute is capped by MPS or not at all.
     """
     seeing = [msgspec.structs.replace(gpu, accounting=False) if gpu.id in blind else gpu for gpu in node.gpus]
     return {gpu.id: _judge(node, gpu, environment, order, mode) for gpu in seeing}
 
 
 def _judge(node: NodeFacts, gpu: GpuFacts, environment: Environment, order: Sequence[Guarantee], mode: Mode) -> Verdict:
+    capped = Guarantee.PROCESS in order and mps.problem(gpu, environment.mps) is None
+    compute = Guarantee.PROCESS if capped else Guarantee.NONE
     against: dict[Guarantee, str] = {}
     for guarantee in order:
         problem = _problem(guarantee, node, gpu, environment, mode)
         if problem is None:
-            return Verdict(guarantees=Guarantees(memory=guarantee), against=against)
+            return Verdict(guarantees=Guarantees(memory=guarantee, compute=compute), against=against)
         against[guarantee] = problem
-    return Verdict(guarantees=Guarantees(), against=against)
+    return Verdict(guarantees=Guarantees(compute=compute), against=against)
 
 
 def _problem(guarantee: Guarantee, node: NodeFacts, gpu: GpuFacts, environment: Environment, mode: Mode) -> str | None:
@@ -73,7 +75,7 @@ def _problem(guarantee: Guarantee, node: NodeFacts, gpu: GpuFacts, environment: 
         case Guarantee.KERNEL:
             return kernel.problem(node, gpu, environment, mode)
         case Guarantee.PROCESS:
-            return "no MPS daemon is run by this version"
+            return mps.problem(gpu, environment.mps)
         case Guarantee.WATCHED:
             return watched.problem(gpu, environment)
         case Guarantee.NONE:

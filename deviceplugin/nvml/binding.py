@@ -26,6 +26,7 @@ NO_INSTANCE: Final = 0xFFFFFFFF
 NVML_P2P_CAPS_INDEX_NVLINK: Final = 2
 NVML_P2P_STATUS_OK: Final = 0
 NVML_AFFINITY_SCOPE_NODE: Final = 0
+NVML_COMPUTEMODE_EXCLUSIVE_PROCESS: Final = 3
 NVML_FI_DEV_GET_GPU_RECOVERY_ACTION: Final = 230
 nvmlMemory_v2: Final = 0x02000028  # noqa: N816 - pynvml's name
 _BUS_ID: Final = re.compile(r"([0-9A-Fa-f]{4,8}):([0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-7])", re.ASCII)
@@ -139,6 +140,10 @@ class Binding:
     def capability(self, device: Handle, gpu: str) -> tuple[int, int]:
         major, minor = self._call("nvmlDeviceGetCudaComputeCapability", device, gpu=gpu)
         return int(major), int(minor)
+
+    def exclusive(self, device: Handle, gpu: str) -> bool:
+        """Whether one process at a time may use the GPU; an MPS server is one, whoever its clients are."""
+        return bool(self._call("nvmlDeviceGetComputeMode", device, gpu=gpu) == NVML_COMPUTEMODE_EXCLUSIVE_PROCESS)
 
     def pci(self, device: Handle, gpu: str) -> str:
         """Bus address as sysfs writes it: NVML's has eight digits of domain, in capitals; "" for a text that is none."""

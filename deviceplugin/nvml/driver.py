@@ -176,6 +176,7 @@ class NvmlDriver:
             mig_mode=mig_mode,
             mig=self._instances(device, uuid) if mig_mode else (),
             accounting=_or(lambda: nvml.processes(device, uuid), None) is not None,
+            exclusive=_or(lambda: nvml.exclusive(device, uuid), False),
         )
 
     def _mig_mode(self, device: Handle, uuid: str) -> bool:

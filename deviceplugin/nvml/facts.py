@@ -53,7 +53,7 @@ class GpuFacts(msgspec.Struct, frozen=True, kw_only=True):
         numa: the host's NUMA node, -1 unknown. pci: bus address as sysfs writes it, ``0000:17:00.0``.
         capability: CUDA compute capability, None where unknown.
         mig_mode: MIG is on. mig: its instances. links: by the other GPU's id, the best path.
-        accounting: NVML lists this GPU's processes.
+        accounting: NVML lists this GPU's processes. exclusive: its compute mode is EXCLUSIVE_PROCESS.
     """
 
     id: str
@@ -69,6 +69,7 @@ class GpuFacts(msgspec.Struct, frozen=True, kw_only=True):
     mig: tuple[MigFacts, ...] = ()
     links: dict[str, Link] = {}
     accounting: bool = False
+    exclusive: bool = False
 
 
 class UnreadableGpu(msgspec.Struct, frozen=True, kw_only=True):

@@ -24,6 +24,7 @@ from deviceplugin import leaving, monitor, settle
 from deviceplugin.agent import Agent, Places
 from deviceplugin.isolation.environment import Environment
 from deviceplugin.kubeletpods import KubeletPods
+from deviceplugin.mpsdaemon import MpsDaemon
 from deviceplugin.nvml.binding import Binding
 from deviceplugin.nvml.driver import NvmlDriver
 from deviceplugin.nvml.facts import GpuSample, Look, RecoveryAction
@@ -122,7 +123,12 @@ class Cluster:
         await self.node.start()
 
     async def make_agent(
-        self, *, with_api: bool = True, kubelet_pods: bool = False, driver: SameGpus | None = None
+        self,
+        *,
+        with_api: bool = True,
+        kubelet_pods: bool = False,
+        driver: SameGpus | None = None,
+        mps: MpsDaemon | None = None,
     ) -> Agent:
         clock, rng = SystemClock(), Random(1)
         client = None
@@ -161,6 +167,7 @@ class Cluster:
             clock=clock,
             rng=rng,
             registry=CollectorRegistry(),
+            mps=mps,
         )
 
     def same_gpus(self) -> SameGpus:
@@ -168,7 +175,7 @@ class Cluster:
         assert self.agent is not None
         return SameGpus(self.agent._source.state.facts)
 
-    async def start_agent(self, **options: bool) -> Agent:
+    async def start_agent(self, **options: bool | MpsDaemon) -> Agent:
         self.agent = await self.make_agent(**options)
         self.stop = asyncio.Event()
         self.running = asyncio.create_task(self.agent.run(self.stop))

@@ -21,6 +21,7 @@ from deviceplugin.server import TicketServer, leave_equal, response
 from deviceplugin.slices import Given, Slice
 from deviceplugin.takeover import NodeLock
 from tessera.kube.clock import SystemClock
+from tessera.model.guarantee import Guarantee, Guarantees
 from tessera.model.names import names
 from tessera.testing.kubelet.sockets import serve, unary
 
@@ -171,6 +172,33 @@ async def test_resources_on_two_gpus_do_not_start(served, board, pods, lister, m
     lister.pods = {("default", "p"): {"main": {UNITS: units, COMPUTE: compute}}}
     with pytest.raises(grpc.aio.AioRpcError, match="its resources lie on different GPUs"):
         await served("PreStartContainer", api.PreStartContainerRequest(devices_ids=units), api.Empty)
+
+
+@pytest.mark.parametrize(("others", "starts"), [(47, True), (48, False)])
+async def test_mps_takes_so_many_clients_of_a_gpu_and_no_more(  # noqa: PLR0917 - fixtures
+    served, board, pods, make_pod, make_gpu, others, starts
+):
+    board.update([make_gpu(0, guarantee=Guarantees(memory=Guarantee.PROCESS)), make_gpu(1)])
+    ids = board.offers[UNITS].ids[next(iter(board.gpus))]
+    for number in range(others + 1):
+        board.ledger.give(
+            Grant(
+                uid=f"u{number}",
+                namespace="default",
+                name="x",
+                container="c",
+                devices={UNITS: ids[number : number + 1]},
+            )
+        )
+    pods.put(make_pod("p", {"c": {UNITS: 1}}, uid="u0"))
+    call = served("PreStartContainer", api.PreStartContainerRequest(devices_ids=ids[:1]), api.Empty)
+    if starts:
+        await call
+        return
+    with pytest.raises(
+        grpc.aio.AioRpcError, match="48 containers are on GPU aaaaaaaaaaaa already, and MPS takes 48 clients"
+    ):
+        await call
 
 
 async def test_of_two_pods_with_one_id_the_first_starts(served, board, pods, lister, make_pod):

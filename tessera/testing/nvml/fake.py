@@ -16,6 +16,7 @@ from tessera.testing.nvml import create as creation
 from tessera.testing.nvml import edit, views
 from tessera.testing.nvml.build import build_library, known_functions
 from tessera.testing.nvml.codes import (
+    ComputeMode,
     EventType,
     LimitsBackend,
     NvmlReturn,
@@ -308,6 +309,11 @@ class FakeNvml:
             cell = state.gpus[edit.index_of(state, gpu)]
             cell.ecc_corrected, cell.ecc_uncorrected = corrected, uncorrected
             cell.remapped_pending = int(pending_remap)
+
+    def set_compute_mode(self, gpu: GpuRef, mode: ComputeMode) -> None:
+        """Say who may use the GPU, as an administrator does with ``nvidia-smi -c``."""
+        with self._file.write() as state:
+            state.gpus[edit.index_of(state, gpu)].compute_mode = int(mode)
 
     # The machine and its driver ---------------------------------------------------------------------------------------
 

@@ -1,0 +1,261 @@
+"""The node's MPS control daemon: found or started, told its defaults, watched, started again.
+
+Off unless a folder is named for it. An agent that starts asks first whether a daemon answers in that folder, and takes it
+over: it may be one that an earlier agent started, one of a DaemonSet of its own, or one of the host's. That matters because
+with the daemon every CUDA context of its clients ends. So nothing here ever ends it, not even when it hangs: as long as it
+doesn't answer no guarantee is claimed, and people are told.
+
+Everything goes through the program itself (`nvidia-cuda-mps-control`, with a command at standard input): NVIDIA documents
+no other way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Mapping
+from typing import Final, NoReturn
+
+from deviceplugin.errors import MpsError
+from deviceplugin.isolation.mps import SHM
+from tessera.kube.clock import Clock
+
+_log = logging.getLogger(__name__)
+
+PROGRAM: Final = "nvidia-cuda-mps-control"
+PID_FILE: Final = "nvidia-cuda-mps-control.pid"
+ASK_WITHIN: Final = 5.0
+LOOK_EVERY: Final = 5.0
+READY_WITHIN: Final = 5.0
+"""Seconds from the start of a daemon to its first answer."""
+FIRST_WAIT: Final = 1.0
+LONGEST_WAIT: Final = 60.0
+_POLL: Final = 0.1
+_LONGEST: Final = 64 * 1024
+
+
+class MpsDaemon:
+    """One folder's daemon."""
+
+    def __init__(self, folder: str, program: str, *, clock: Clock, environ: Mapping[str, str], shm: str = SHM) -> None:
+        """Look at nothing yet.
+
+        Args:
+            folder: holds the daemon's pipes, its log and what it shares with its clients; the same path on the host.
+            program: nvidia-cuda-mps-control; a name is looked for in PATH.
+            clock: paces.
+            environ: what the program is started with, beside its folders.
+            shm: where our own /dev/shm is.
+        """
+        self.pipes = os.path.join(folder, "pipe")
+        self.shared = os.path.join(folder, "shm")
+        self._log_folder = os.path.join(folder, "log")
+        self._program = program
+        self._clock = clock
+        self._shm = shm
+        self._environ = {
+            **environ,
+            "CUDA_MPS_PIPE_DIRECTORY": self.pipes,
+            "CUDA_MPS_LOG_DIRECTORY": self._log_folder,
+        }
+        self._subscribers: list[Callable[[], None]] = []
+        self._lost: list[Callable[[], None]] = []
+        self.problem: str | None = "the MPS daemon has not been asked yet"
+        """Why no guarantee rests on it, None while it answers."""
+        self.starts = 0
+
+    def subscribe(self, callback: Callable[[], None]) -> None:
+        """Call back when `problem` has come or gone."""
+        self._subscribers.append(callback)
+
+    def on_lost(self, callback: Callable[[], None]) -> None:
+        """Call back when a daemon that answered has ended, and its clients' contexts with it."""
+        self._lost.append(callback)
+
+    async def look(self) -> bool:
+        """Whether a daemon answers; sets `problem`."""
+        reason = await self._silence()
+        self._become(reason)
+        return reason is None
+
+    async def run(self, limits: Callable[[], Mapping[int, int]]) -> NoReturn:
+        """Keep a daemon running until cancelled; it outlives us.
+
+        Args:
+            limits: by NVML's index, the bytes that all slices of a GPU may come to: no client may have more.
+        """
+        wait = FIRST_WAIT
+        while True:
+            try:
+                self._make_folders()
+                pid = self._pid() if await self._silence() is None else await self._start()
+                for index, size in sorted(limits().items()):
+                    await self._ask(f"set_default_device_pinned_mem_limit {index} {size >> 20}M")
+                self._become(None)
+                wait = FIRST_WAIT
+                await self._watch(pid)
+                self._become(
+                    "the MPS daemon has ended, and with it what its clients had on the GPUs; it is started again"
+                )
+                for callback in self._lost:
+                    callback()
+            except MpsError as error:
+                self._become(str(error))
+            await self._clock.sleep(wait)
+            wait = min(LONGEST_WAIT, 2 * wait)
+
+    # The daemon.
+
+    async def _silence(self) -> str | None:
+        """Why no daemon answers, None where one does."""
+        reason = self._unfit()
+        if reason is not None:
+            return reason
+        try:
+            await self._ask("get_default_active_thread_percentage")
+        except MpsError as error:
+            return str(error)
+        return None
+
+    def _unfit(self) -> str | None:
+        """Why no daemon could serve clients here."""
+        try:
+            ours, theirs = os.stat(self._shm), os.stat(self.shared)
+        except OSError as error:
+            return f"{error.filename}: {error.strerror}; clients and MPS server share it"
+        if (ours.st_dev, ours.st_ino) != (theirs.st_dev, theirs.st_ino):
+            return (
+                f"{self._shm} is not {self.shared}, which clients share with the MPS server: mount the one at the other"
+            )
+        return None
+
+    def _make_folders(self) -> None:
+        try:
+            for folder, mode in ((self.pipes, 0o755), (self._log_folder, 0o755), (self.shared, 0o1777)):
+                # Clients of any user have to get in, whatever our umask is.
+                os.makedirs(folder, exist_ok=True)
+                os.chmod(folder, mode)
+        except OSError as error:
+            raise MpsError(f"{error.filename} can't be made for the MPS daemon: {error.strerror}") from error
+
+    async def _start(self) -> int:
+        reason = self._unfit()
+        if reason is not None:
+            raise MpsError(reason)
+        if _is_daemon(hung := self._pid()):
+            raise MpsError(
+                f"the MPS daemon ({hung}) runs and does not answer; its clients may go on, so it is left alone"
+            )
+        try:
+            pid = await asyncio.to_thread(_spawn, self._program, self._environ)
+        except OSError as error:
+            raise MpsError(f"{self._program} can't be started: {error.strerror}") from error
+        self.starts += 1
+        _log.info("MPS daemon started (%d)", pid)
+        end = self._clock.monotonic() + READY_WITHIN
+        while (silence := await self._silence()) is not None:
+            if _ended(pid):
+                raise MpsError(f"{self._program} -f -M ended at once; see {self._log_folder}/control.log")
+            if self._clock.monotonic() >= end:
+                raise MpsError(f"the MPS daemon ({pid}) does not answer: {silence}")
+            await self._clock.sleep(_POLL)
+        return pid
+
+    def _pid(self) -> int:
+        """Of a daemon that somebody else has started; 0 where it doesn't say."""
+        try:
+            with open(os.path.join(self.pipes, PID_FILE), encoding="ascii") as file:
+                return int(file.read(32))
+        except (OSError, ValueError):
+            return 0
+
+    async def _watch(self, pid: int) -> None:
+        """Return when the daemon has ended; one that hangs is only told of."""
+        with contextlib.ExitStack() as stack:
+            ended = asyncio.Event()
+            if pid:
+                try:
+                    process = os.pidfd_open(pid)
+                except OSError:
+                    return
+                stack.callback(os.close, process)
+                loop = asyncio.get_running_loop()
+                loop.add_reader(process, ended.set)
+                stack.callback(loop.remove_reader, process)
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_EVERY):
+                        await ended.wait()
+                if ended.is_set():
+                    _ended(pid)
+                    return
+                if not await self.look() and not pid:
+                    return
+
+    async def _ask(self, command: str) -> str:
+        """One command's answer.
+
+        Raises:
+            MpsError: no daemon, or it doesn't answer.
+        """
+        try:
+            process = await asyncio.create_subprocess_exec(
+                self._program,
+                env=self._environ,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+            )
+        except OSError as error:
+            raise MpsError(f"{self._program} can't be run: {error.strerror}") from error
+        try:
+            async with asyncio.timeout(ASK_WITHIN):
+                printed, _ = await process.communicate(f"{command}\n".encode())
+        except TimeoutError as error:
+            raise MpsError(f"the MPS daemon did not answer {command!r} within {ASK_WITHIN:g} s") from error
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
+        text = " ".join(printed[:_LONGEST].decode("utf-8", "replace").split())
+        if process.returncode:
+            raise MpsError(f"the MPS daemon refuses {command!r}: {text[:200] or 'no reason given'}")
+        return text
+
+    def _become(self, problem: str | None) -> None:
+        if problem == self.problem:
+            return
+        if problem is None:
+            _log.info("the MPS daemon at %s answers", self.pipes)
+        else:
+            _log.warning("no MPS: %s", problem)
+        self.problem = problem
+        for callback in self._subscribers:
+            callback()
+
+
+def _spawn(program: str, environ: Mapping[str, str]) -> int:
+    """Start a daemon for clients of all users (-M) that outlives us: asyncio's transports end theirs with the loop."""
+    with open(os.devnull, "r+b") as nothing:
+        actions = [(os.POSIX_SPAWN_DUP2, nothing.fileno(), number) for number in (0, 1, 2)]
+        return os.posix_spawnp(program, [PROGRAM, "-f", "-M"], environ, file_actions=actions, setsid=True)
+
+
+def _is_daemon(pid: int) -> bool:
+    """Whether a number from a file of long ago is still a daemon's."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return b"mps" in file.read(_LONGEST)
+    except OSError:
+        return False
+
+
+def _ended(pid: int) -> bool:
+    """Whether a process of ours has ended; takes its exit status, so that it doesn't stay as a zombie."""
+    try:
+        return os.waitpid(pid, os.WNOHANG) != (0, 0)
+    except ChildProcessError:
+        return False
