@@ -10,10 +10,11 @@ from typing import Final
 import msgspec
 
 from tessera.cli.looking import Looker, problem
+from tessera.cli.measuring import ask_parts
 from tessera.deploy.policies import policies
 from tessera.dialects.registry import OPTIONS
 from tessera.doctor import objects
-from tessera.doctor.evidence import Evidence, Look, Probe, Settings
+from tessera.doctor.evidence import Evidence, Look, PartSaid, Probe, Settings
 from tessera.doctor.settings import settings
 from tessera.doctor.webhooks import PROBE_MEMORY, services
 from tessera.kube import resources
@@ -85,7 +86,14 @@ async def examine(client: ApiClient, where: Where, *, looker: Looker, clock: Clo
         probe=probe.result(),
         unreadable=looker.unreadable,
     )
+    evidence = replace(evidence, said=await _said(client, evidence))
     return await _with_services(evidence, where, looker)
+
+
+async def _said(client: ApiClient, evidence: Evidence) -> Look[dict[str, PartSaid]]:
+    if evidence.pods.value is None:
+        return Look(problem=evidence.pods.problem)
+    return Look(await ask_parts(client, evidence.pods.value, namespace=evidence.namespace, now=evidence.now))
 
 
 async def _version(client: ApiClient) -> Look[objects.Version]:

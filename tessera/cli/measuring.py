@@ -1,4 +1,4 @@
-"""Asking the node agents what is used, by their metrics through the API server's pod proxy.
+"""Asking parts what they measure and say of themselves, on their status ports through the API server's pod proxy.
 
 That needs the right to get pods/proxy and no way into the pod network. One refusal stands for all: the others would get the
 same.
@@ -11,17 +11,22 @@ from collections.abc import Iterable
 from typing import Final
 
 from tessera.cli.looking import AT_ONCE, Tell, problem
-from tessera.doctor.nodes import is_agent
+from tessera.doctor.evidence import PartSaid
+from tessera.doctor.nodes import is_agent, late
 from tessera.doctor.objects import LookedPod
-from tessera.kube.errors import ForbiddenError, KubeError
+from tessera.doctor.parts import GAUGES
+from tessera.kube.errors import ForbiddenError, KubeError, ServerFaultError
 from tessera.kube.reader import Reader
 from tessera.kube.resources import PODS
-from tessera.report.usage import MeasureError, Measures, read
+from tessera.report.plaintext import plain
+from tessera.report.usage import MeasureError, Measures, gauges, read
 
 PORT: Final = 9465
 """Of a node agent's status, where its pod names no port ``status``."""
 TIMEOUT: Final = 5.0
 _PORTS: Final = ("status", "metrics")
+MOST_PARTS: Final = 20
+"""Pods that are asked one by one; there are five in the control plane."""
 
 
 async def measure(reader: Reader, pods: Iterable[LookedPod], *, tell: Tell) -> dict[str, Measures]:
@@ -64,8 +69,57 @@ def _by_node(pods: Iterable[LookedPod]) -> dict[str, LookedPod]:
     return found
 
 
-def _path(agent: LookedPod) -> str:
-    ports = [port for each in agent.spec.containers or () for port in each.ports or ()]
-    port = next((p.container_port for name in _PORTS for p in ports if p.name == name), PORT)
-    name = f"{agent.metadata.name}:{port}"
-    return PODS.path(namespace=agent.metadata.namespace, name=name, subresource="proxy") + "/metrics"
+async def ask_parts(reader: Reader, pods: Iterable[LookedPod], *, namespace: str, now: float) -> dict[str, PartSaid]:
+    """Ask the pods of an installation what they say of themselves: gauges of the few in the control plane, and of any part
+    that has had time to start and is not ready, why not.
+
+    Args:
+        reader: of the cluster.
+        pods: of the cluster.
+        namespace: where Tessera is installed.
+        now: seconds since 1970.
+    """
+    ours = [p for p in pods if p.metadata.namespace == namespace and not p.ended and p.spec.node_name and _port(p)]
+    control = [pod for pod in ours if not is_agent(pod)][:MOST_PARTS]
+    unready = [pod for pod in ours if late(pod, now)][:MOST_PARTS]
+    found: dict[str, PartSaid] = {}
+    gate = asyncio.Semaphore(2 * AT_ONCE)
+
+    async def ask(pod: LookedPod) -> None:
+        async with gate:
+            values: dict[str, float] = {}
+            why = trouble = ""
+            try:
+                if not is_agent(pod):
+                    body = await reader.read(_path(pod), timeout=TIMEOUT)
+                    values = gauges(body.decode("utf-8", "replace"), GAUGES)
+                if late(pod, now):
+                    why = await _unready(reader, pod)
+            except (KubeError, MeasureError, ValueError) as error:
+                trouble = problem(error, "pods/proxy" if isinstance(error, ForbiddenError) else f"pod {pod.key}")
+            found[pod.key] = PartSaid(values, why, trouble)
+
+    async with asyncio.TaskGroup() as group:
+        for pod in {pod.key: pod for pod in (*control, *unready)}.values():
+            group.create_task(ask(pod))
+    return found
+
+
+async def _unready(reader: Reader, pod: LookedPod) -> str:
+    """Why a part is not ready: it answers 503 with the reason, which the API server passes on as it is."""
+    try:
+        await reader.read(_path(pod, "readyz"), timeout=TIMEOUT)
+    except ServerFaultError as error:
+        return plain(error.detail, longest=300)
+    return ""
+
+
+def _port(pod: LookedPod) -> int | None:
+    """The port of a pod's status, None where it names none."""
+    ports = [port for each in pod.spec.containers or () for port in each.ports or ()]
+    return next((port.container_port for name in _PORTS for port in ports if port.name == name), None)
+
+
+def _path(pod: LookedPod, page: str = "metrics") -> str:
+    name = f"{pod.metadata.name}:{_port(pod) or PORT}"
+    return f"{PODS.path(namespace=pod.metadata.namespace, name=name, subresource='proxy')}/{page}"

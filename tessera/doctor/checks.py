@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tessera.doctor import certificates, injection, nodes, pods, policies, scheduling, settings, webhooks
+from tessera.doctor import certificates, injection, nodes, parts, pods, policies, scheduling, settings, webhooks
 from tessera.doctor.check import Check
 
 CHECKS: Final = (
@@ -15,7 +15,9 @@ CHECKS: Final = (
     Check("webhook-endpoints", "the webhook has ready replicas", webhooks.endpoints),
     Check("certificate-life", "the webhook's certificates live on", certificates.lifetimes),
     Check("certificate-trust", "the API server trusts what the webhook serves", certificates.trusted),
+    Check("certificate-in-force", "what is served right now lives on", parts.certificate_in_force),
     Check("config-readable", "the config is read without a mistake", settings.readable),
+    Check("config-in-force", "every part runs by the newest config", parts.config_in_force),
     Check("config-units", "one memory unit everywhere", settings.units),
     Check("policies-in-force", "policies are there, bound and current", policies.in_force),
     Check("policies-bypassed", "no GPU pods in exempt namespaces", policies.bypassed),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
@@ -69,6 +70,21 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True)
+class PartSaid:
+    """What one of our pods said on its status port.
+
+    Attributes:
+        gauges: values of its metrics, by name; only those that are looked at.
+        unready: why it is not ready, in its own words; "" where it is, or was not asked.
+        problem: why it could not be asked.
+    """
+
+    gauges: Mapping[str, float] = field(default_factory=dict)
+    unready: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """The config that the installation runs by, as far as it can be known.
 
@@ -96,6 +112,7 @@ class Evidence:
         config_maps: of the installation's namespace and of kube-system.
         certificates: by ``namespace/name`` of the Secret that a webhook serves by.
         endpoints: by ``namespace/name`` of a webhook's Service, its slices.
+        said: by ``namespace/name`` of pods of ours, what they say of themselves.
         unreadable: objects that are not of the form that they should have, by what was listed.
     """
 
@@ -117,6 +134,7 @@ class Evidence:
     runtime_classes: Look[tuple[RuntimeClass, ...]] = field(default_factory=Look)
     quotas: Look[tuple[ResourceQuota, ...]] = field(default_factory=Look)
     probe: Look[Probe] = field(default_factory=Look)
+    said: Look[dict[str, PartSaid]] = field(default_factory=Look)
     unreadable: dict[str, int] = field(default_factory=dict)
 
     @property

@@ -118,7 +118,7 @@ def agents(evidence: Evidence) -> Seen:
     try:
         there = [pod for pod in evidence.pods.need() if is_agent(pod) and not pod.ended]
         running = {pod.spec.node_name for pod in there}
-        findings += [_not_ready(pod) for pod in there if _late(pod, evidence.now)]
+        findings += [_not_ready(pod, evidence) for pod in there if late(pod, evidence.now)]
     except NotLookedError as error:
         notes.append(f"agents' pods: {error}")
         running = set()
@@ -150,33 +150,37 @@ def parts(evidence: Evidence) -> Seen:
         Finding(
             severity=Severity.WARNING,
             object=f"pod/{pod.key}",
-            seen=f"is not ready ({_said_by(pod)}), on {pod.spec.node_name or 'no node yet'}",
+            seen=f"is not ready ({_said_by(pod, evidence)}), on {pod.spec.node_name or 'no node yet'}",
             why="Its work is left to its other replicas; where there is none, GPU pods are not made or not placed.",
             mend=f"kubectl -n {pod.metadata.namespace} describe pod {pod.metadata.name}, and its log.",
         )
         for pod in found
-        if _late(pod, evidence.now)
+        if late(pod, evidence.now)
     ]
     return Seen(findings, counted(len(found), "pod"))
 
 
-def _said_by(pod: LookedPod) -> str:
+def _said_by(pod: LookedPod, evidence: Evidence) -> str:
+    """Why a pod is not ready: in its own words, else in the kubelet's."""
+    said = (evidence.said.value or {}).get(pod.key)
+    if said is not None and said.unready:
+        return said.unready
     ready = pod.condition("Ready")
     return (ready.reason if ready else "") or pod.status.reason or pod.status.phase or "no reason given"
 
 
-def _late(pod: LookedPod, now: float) -> bool:
+def late(pod: LookedPod, now: float) -> bool:
     """Whether a pod that has had time to start is not ready."""
     ready = pod.condition("Ready")
     waits = pod.status.phase == "Pending" if ready is None else ready.status != "True"
     return waits and (age(pod, now) or 0.0) >= _START
 
 
-def _not_ready(pod: LookedPod) -> Finding:
+def _not_ready(pod: LookedPod, evidence: Evidence) -> Finding:
     return Finding(
         severity=Severity.WARNING,
         object=f"pod/{pod.key}",
-        seen=f"the agent on {pod.spec.node_name or 'no node'} is not ready ({_said_by(pod)})",
+        seen=f"the agent on {pod.spec.node_name or 'no node'} is not ready ({_said_by(pod, evidence)})",
         why="It can't serve GPUs now: no driver, another plugin on the same GPUs, or a kubelet that doesn't know it.",
         mend="Its /readyz says why (also its log): kubectl get --raw "
         f"/api/v1/namespaces/{pod.metadata.namespace}/pods/{pod.metadata.name}:9465/proxy/readyz",

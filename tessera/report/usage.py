@@ -6,7 +6,8 @@ them still sees what is booked, and why the rest is missing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from typing import Final
 
 import msgspec
@@ -129,6 +130,25 @@ def read(text: str) -> Measures:
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise MeasureError(f"these are no metrics: {type(error).__name__}: {error}") from error
     return Measures(used=used, above=frozenset(above), foreign=foreign)
+
+
+def gauges(text: str, names: Collection[str]) -> dict[str, float]:
+    """The values of a page's metrics that have one sample, by name.
+
+    Raises:
+        MeasureError: it is too large, or no metrics.
+    """
+    if len(text) > LARGEST:
+        raise MeasureError(f"metrics of {len(text)} characters; a part's have at most {LARGEST}")
+    try:
+        return {
+            sample.name: float(sample.value)
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name in names and math.isfinite(sample.value)
+        }
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise MeasureError(f"these are no metrics: {type(error).__name__}: {error}") from error
 
 
 def _whole(value: float) -> int:

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from aiohttp import web
 
 from tessera.cli.main import main
 from tessera.testing.apiserver import status
@@ -247,3 +248,50 @@ def test_the_checks_can_be_listed(capsys):
     out = capsys.readouterr().out
     assert out.splitlines()[0].startswith("objects-readable")
     assert "webhook-answers" in out
+
+
+@pytest.fixture
+async def part(cluster):
+    """Serve a part's status port, and put its pod into the installation's namespace."""
+    runners = []
+
+    async def start(name, *, metrics=b"", unready="", code=200, **pod):
+        async def page(_):
+            return web.Response(body=metrics, status=code)
+
+        async def readyz(_):
+            return web.Response(text=unready or "ok", status=503 if unready else 200)
+
+        app = web.Application()
+        app.router.add_get("/metrics", page)
+        app.router.add_get("/readyz", readyz)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        runners.append(runner)
+        cluster.pod(
+            name, namespace="tessera-system", node="n1", ports=[{"name": "status", "containerPort": 9464}], **pod
+        )
+        cluster.proxied[f"tessera-system/{name}:9464"] = f"127.0.0.1:{runner.addresses[0][1]}"
+
+    yield start
+    for runner in runners:
+        await runner.cleanup()
+
+
+async def test_what_parts_say_of_themselves(cluster, part):
+    bad = [{"type": "Ready", "status": "False", "reason": "ContainersNotReady"}]
+    await part("webhook-1", metrics=b"tessera_config_last_reload_successful 0\n", conditions=bad,
+               unready=f"certificate: none yet {HOSTILE}")  # fmt: skip
+    await part("webhook-2", metrics=b"\xff{}", code=200)
+    await part("extender-1", code=500)
+    cluster.node()
+    cluster.pod(
+        "tessera-node-n1", namespace="tessera-system", node="n1", labels={"app.kubernetes.io/name": "tessera-node"}
+    )
+    _, out, _ = await cluster.run("doctor", "-o", "json")
+    found = by_id(out)
+    assert "tessera-system/webhook-1" in found["config-in-force"]["findings"][0]["seen"]
+    assert len(found["config-in-force"]["notes"]) == 2
+    assert "certificate: none yet" in found["part-ready"]["findings"][0]["seen"]
+    assert (await cluster.run("doctor"))[0] == 2

@@ -14,10 +14,10 @@ from tessera.deploy.policies import policies
 from tessera.deploy.scheduler import scheduler_configuration
 from tessera.deploy.webhooks import webhook_configurations
 from tessera.dialects.registry import OPTIONS
-from tessera.doctor import objects
+from tessera.doctor import objects, parts
 from tessera.doctor.check import examine
 from tessera.doctor.checks import CHECKS
-from tessera.doctor.evidence import Evidence, Look, Probe
+from tessera.doctor.evidence import Evidence, Look, PartSaid, Probe
 from tessera.doctor.settings import settings
 from tessera.kube.clock import rfc3339
 from tessera.model import inventory, plan
@@ -33,6 +33,12 @@ N = names()
 M, P, C = N.tickets
 A, B = "aaaaaaaaaaaa", "bbbbbbbbbbbb"
 SPACE = "tessera-system"
+TOLD = {
+    parts.CONFIG_TAKEN: 1.0,
+    parts.CERTIFICATE_TAKEN: 1.0,
+    parts.BUNDLE_KEPT: 1.0,
+    parts.EXPIRY: NOW.timestamp() + 80 * 86_400,
+}
 
 
 class Cluster:
@@ -182,6 +188,7 @@ def healthy(cluster, material, generated):
             endpoints=Look({f"{SPACE}/tessera-webhook": (ends,)}),
             expected_policies=Look(tuple(expected)),
             probe=Look(Probe("made", probed)),
+            said=Look({f"{SPACE}/webhook": PartSaid(dict(TOLD))}),
             **looks,
         )
         return dataclasses.replace(evidence, **changes)
