@@ -8,6 +8,7 @@ would keep the pod from ever running here.
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Final, Literal
 
 from tessera.dialects.amounts import label_count, memory_of, memory_share, percent_of_one, share
@@ -26,7 +27,10 @@ _MISSPELT: Final = "aliyun.com/gpu-core"
 """As manifests in the wild spell `CORES`; no node has ever advertised it."""
 _NAMES: Final = (MEMORY, CORES, _MISSPELT, CARDS, COUNT)
 _MODEL: Final = "aliyun.accelerator/nvidia_name"
-_SELECTORS: Final = ("gpushare", "cgpu", "ack.node.gpu.schedule", _MODEL)
+_PLACEMENT: Final = "ack.node.gpu.placement"
+"""How ACK's node places its slices; here each pod may say it."""
+_POLICIES: Final = MappingProxyType({"binpack": "pack", "spread": "spread"})
+_SELECTORS: Final = ("gpushare", "cgpu", "ack.node.gpu.schedule", _PLACEMENT, _MODEL)
 _DISABLE: Final = "CGPU_DISABLE"
 
 
@@ -87,8 +91,10 @@ def _baggage(pod: PodReader, context: Context) -> Baggage:
     if any((container.container.variable(_DISABLE) or "").lower() == "true" for container in pod.containers):
         warnings.append(f"{_DISABLE}=true has no effect here: the slice is held to its size by the node's guarantee")
     models = ",".join(pod.choices(_MODEL))
+    policy = next((_POLICIES[each] for each in pod.choices(_PLACEMENT) if each in _POLICIES), "")
+    ours = {context.names.gpu_models: models, context.names.gpu_placement: policy}
     return Baggage(
-        annotations={context.names.gpu_models: models} if models else {},
+        annotations={name: value for name, value in ours.items() if value},
         selectors=_SELECTORS,
         resources=(COUNT,),
         warnings=tuple(warnings),

@@ -12,12 +12,14 @@ from typing import Final
 
 from tessera.dialects.reader import ContainerReader, PodReader, as_bytes
 from tessera.model.errors import RequestError
-from tessera.model.quantity import GIB, MIB
+from tessera.model.quantity import GIB, MIB, binary
 
 LARGEST_CARD: Final = 400 * GIB
 """Bytes that no card has; the largest sold in 2026 has 288 GB, the least that people write as MiB is 512."""
 LARGEST: Final = 2**62
 """Bytes above which a typo is refused rather than left waiting for a node that has them."""
+LEAST_USEFUL: Final = 64 * MIB
+"""Bytes below which not even a CUDA context fits; whoever asks for less thinks in another unit."""
 _SMALLER: Final = (GIB, MIB, 1)
 
 
@@ -54,6 +56,19 @@ def memory_in(container: ContainerReader, name: str, unit: int) -> int | None:
     """
     found = container.amount(name)
     return None if found is None else memory_of(found, unit, name, container.name)
+
+
+def tiny_warning(memory: int | None, name: str, option: str) -> tuple[str, ...]:
+    """What is said where a number can't be meant in the unit it is read in.
+
+    Args:
+        memory: bytes understood.
+        name: it stands under.
+        option: of the dialect, that makes the unit larger.
+    """
+    if not memory or memory >= LEAST_USEFUL:
+        return ()
+    return (f"{name} is read as {binary(memory)}, too little for any program; is the dialect's {option} right?",)
 
 
 def share(total: int, gpus: int, name: str, container: str) -> int:

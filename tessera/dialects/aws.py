@@ -16,6 +16,8 @@ from tessera.model.errors import RequestError
 from tessera.model.request import container_request
 
 VGPU: Final = "k8s.amazonaws.com/vgpu"
+_FIRST: Final = "eks.amazonaws.com/vgpu"
+"""The name in the first versions, which samples in its repository still have."""
 _SELECTOR: Final = "k8s.amazonaws.com/accelerator"
 
 
@@ -30,7 +32,7 @@ class AwsOptions(ForeignOptions, frozen=True, kw_only=True):
 
 
 def _container(container: ContainerReader, _pod: PodReader, context: Context) -> Reading | None:
-    asked, each = container.count(VGPU), context.option(AwsOptions).per_gpu
+    asked, each = container.count(VGPU) or container.count(_FIRST), context.option(AwsOptions).per_gpu
     if asked is None:
         return None
     if asked > each and asked % each:
@@ -47,18 +49,18 @@ def _container(container: ContainerReader, _pod: PodReader, context: Context) ->
         compute=percent,
         init=container.role == "init",
     )
-    return None if request is None else Reading(request=request, resources=(VGPU,))
+    return None if request is None else Reading(request=request, resources=container.present((VGPU, _FIRST)))
 
 
 def _baggage(pod: PodReader, _context: Context) -> Baggage:
-    return Baggage(selectors=(_SELECTOR,) if pod.selector.get(_SELECTOR) == "vgpu" else ())
+    return Baggage(selectors=(_SELECTOR,) if pod.choices(_SELECTOR) == ("vgpu",) else ())
 
 
 DIALECT: Final = Dialect(
     name="aws",
     about="AWS virtual GPU device plugin",
     options=AwsOptions,
-    resources=frozenset({VGPU}),
+    resources=frozenset({VGPU, _FIRST}),
     container=_container,
     baggage=_baggage,
 )

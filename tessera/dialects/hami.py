@@ -12,7 +12,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from tessera.dialects.amounts import memory_in
+from tessera.dialects.amounts import memory_in, tiny_warning
 from tessera.dialects.dialect import Baggage, Context, Dialect, ForeignOptions, Reading
 from tessera.dialects.reader import ContainerReader, PodReader
 from tessera.dialects.trigger import (
@@ -71,7 +71,7 @@ def _container(container: ContainerReader, pod: PodReader, context: Context) -> 
     memory = memory_in(container, MEMORY, context.option(HamiOptions).memory_factor * MIB)
     percent = container.percent(PERCENT)
     cores = container.percent(CORES)
-    warnings = []
+    warnings = [*tiny_warning(memory, MEMORY, "memoryFactor")]
     if memory:
         if percent:
             warnings.append(f"{PERCENT} is ignored beside {MEMORY}, as HAMi does")

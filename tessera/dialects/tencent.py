@@ -46,7 +46,7 @@ def _container(container: ContainerReader, _pod: PodReader, _context: Context) -
 
 def _baggage(pod: PodReader, _context: Context) -> Baggage:
     warnings = (
-        (f"annotation {LIMIT} is not honoured: {CORE} is reserved, and what others leave is free",)
+        (f"annotation {LIMIT} is not honoured: {CORE} is reserved, what others leave is free",)
         if LIMIT in pod.annotations
         else ()
     )

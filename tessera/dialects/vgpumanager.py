@@ -10,7 +10,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from tessera.dialects.amounts import memory_in
+from tessera.dialects.amounts import memory_in, tiny_warning
 from tessera.dialects.dialect import Baggage, Context, Dialect, ForeignOptions, Reading
 from tessera.dialects.reader import ContainerReader, PodReader
 from tessera.dialects.wished import Wished
@@ -55,7 +55,15 @@ def _container(container: ContainerReader, _pod: PodReader, context: Context) ->
         compute=cores,
         init=container.role == "init",
     )
-    return None if request is None else Reading(request=request, resources=container.present(_NAMES))
+    return (
+        None
+        if request is None
+        else Reading(
+            request=request,
+            resources=container.present(_NAMES),
+            warnings=tiny_warning(memory, MEMORY, "memoryFactor"),
+        )
+    )
 
 
 def _baggage(pod: PodReader, context: Context) -> Baggage:

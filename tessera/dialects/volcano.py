@@ -11,7 +11,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from tessera.dialects.amounts import memory_in
+from tessera.dialects.amounts import memory_in, tiny_warning
 from tessera.dialects.dialect import Baggage, Context, Dialect, ForeignOptions, Reading
 from tessera.dialects.reader import ContainerReader, PodReader
 from tessera.dialects.wished import Wished
@@ -47,7 +47,9 @@ def _container(container: ContainerReader, _pod: PodReader, context: Context) ->
         return None
     memory = memory_in(container, MEMORY, context.option(VolcanoOptions).memory_factor * MIB)
     percent = container.percent(PERCENT)
-    warnings = (f"{PERCENT} is ignored beside {MEMORY}, as Volcano does",) if memory and percent else ()
+    warnings = [*tiny_warning(memory, MEMORY, "memoryFactor")]
+    if memory and percent:
+        warnings.append(f"{PERCENT} is ignored beside {MEMORY}, as Volcano does")
     request = container_request(
         container=container.name,
         gpus=container.count(COUNT) or 1,
@@ -56,7 +58,11 @@ def _container(container: ContainerReader, _pod: PodReader, context: Context) ->
         compute=container.percent(CORES),
         init=container.role == "init",
     )
-    return None if request is None else Reading(request=request, resources=container.present(_NAMES), warnings=warnings)
+    return (
+        None
+        if request is None
+        else Reading(request=request, resources=container.present(_NAMES), warnings=tuple(warnings))
+    )
 
 
 def _baggage(pod: PodReader, context: Context) -> Baggage:
