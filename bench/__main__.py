@@ -1,6 +1,6 @@
 """`make bench`: speed and memory of each part beside what it has to reach, as percentiles; speed is never a test.
 
-python -m bench [PART ...]      parts: node, extender, webhook
+python -m bench [PART ...]      parts: node, extender, burst, webhook
 """
 
 from __future__ import annotations
@@ -12,13 +12,20 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Final
 
-PARTS: Final = ("node", "extender", "webhook")
+PARTS: Final = ("node", "extender", "burst", "webhook")
 
 _BARS: Final[Mapping[str, tuple[str, Callable[[float], bool]]]] = {
     "node.allocate_p99_ms": ("<= 5", lambda value: value <= 5),
     "node.idle_rss_mib": ("<= 60", lambda value: value <= 60),
     "node.import_all_s": ("<= 0.4", lambda value: value <= 0.4),
-    "extender.filter_p99_ms": ("<= 5", lambda value: value <= 5),
+    "extender.5000x40000.filter_p50_ms": ("<= 1", lambda value: value <= 1),
+    "extender.5000x40000.filter_p99_ms": ("<= 5", lambda value: value <= 5),
+    "extender.5000x40000.ready_s": ("<= 5", lambda value: value <= 5),
+    "extender.5000x40000.rss_mib": ("<= 300", lambda value: value <= 300),
+    "burst.filtered_first.lost": ("0", lambda value: value == 0),
+    "burst.filtered_first.second_attempts_pct": ("<= 1", lambda value: value <= 1),
+    "burst.pipelined.second_attempts_pct": ("<= 1", lambda value: value <= 1),
+    "burst.one_node.seconds": ("<= 2", lambda value: value <= 2),
     "webhook.reviews_per_second": (">= 3000", lambda value: value >= 3000),
 }
 """What the figures have to reach, on a machine that does nothing else."""

@@ -84,29 +84,29 @@ async def _measure(folder: Path, nodes: int, placed: int, filters: int) -> Figur
     async with FakeApiServer() as api:
         listed = [f"gpu-node-{number:05d}.example.internal" for number in range(nodes)]
         for number, name in enumerate(listed):
-            api.put("nodes", _node(name, number))
+            api.put("nodes", node(name, number))
         for number in range(placed):
             api.put("pods", _placed(number, listed))
         made = count(placed)
         began = time.perf_counter()
-        process, address, dashboard = await _start(folder, api)
+        process, address, dashboard = await start(folder, api)
         try:
-            await _ready(address)
+            await ready(address)
             found: Figures = {"ready_s": round(time.perf_counter() - began, 2), "ready_cpu_s": _cpu(process.pid)}
             client = _Client(address, listed)
-            found["first_ms"] = _ms(client.filter(_pod(SHAPES[0], next(made)))[0])
+            found["first_ms"] = _ms(client.filter(pod(SHAPES[0], next(made)))[0])
             times, spent = [], _cpu(process.pid)
             async with aiohttp.ClientSession() as session:
                 for number in range(filters):
-                    pod = _pod(SHAPES[number % len(SHAPES)], next(made))
-                    taken, chosen = client.filter(pod)
+                    asking = pod(SHAPES[number % len(SHAPES)], next(made))
+                    taken, chosen = client.filter(asking)
                     times.append(taken)
                     if number % 2 and chosen:
-                        await _bind(api, session, address, pod, chosen)
+                        await _bind(api, session, address, asking, chosen)
             found["filter_cpu_ms"] = round((_cpu(process.pid) - spent) * 1e3 / (filters or 1), 2)
-            refused = [client.filter(_pod(ContainerRequest(gpus=9, memory=GIB), next(made)))[0] for _ in range(100)]
+            refused = [client.filter(pod(ContainerRequest(gpus=9, memory=GIB), next(made)))[0] for _ in range(100)]
             found |= _percentiles(times) | {"refuse_p99_ms": _ms(sorted(refused)[98])}
-            pods = [_pod(SHAPES[0], next(made)) for _ in range(PODS)]
+            pods = [pod(SHAPES[0], next(made)) for _ in range(PODS)]
             found["rss_mib"] = _rss(process.pid)
             found["pods_per_s"] = await _all_the_way(api, address, listed, pods)
             found["beside_dashboard_max_ms"] = await _beside_dashboard(client, dashboard, made)
@@ -124,7 +124,7 @@ async def _beside_dashboard(client: _Client, dashboard: str, made: Iterator[int]
     def filters() -> float:
         longest = 0.0
         while not stop.is_set():
-            longest = max(longest, client.filter(_pod(SHAPES[next(made) % len(SHAPES)], next(made)))[0])
+            longest = max(longest, client.filter(pod(SHAPES[next(made) % len(SHAPES)], next(made)))[0])
         return longest
 
     async with aiohttp.ClientSession() as session:
@@ -204,7 +204,7 @@ async def _bind(api: FakeApiServer, session: aiohttp.ClientSession, address: str
         raise SystemExit(f"unexpected answer: {error}")
 
 
-async def _start(folder: Path, api: FakeApiServer) -> tuple[asyncio.subprocess.Process, str, str]:
+async def start(folder: Path, api: FakeApiServer) -> tuple[asyncio.subprocess.Process, str, str]:
     """Start the program; its address and its dashboard's stand in its log."""
     log = folder / "log"
     command = [sys.executable, "-m", "webhook.extender", "--kubeconfig", api.kubeconfig(folder / "kubeconfig")]
@@ -221,7 +221,8 @@ async def _start(folder: Path, api: FakeApiServer) -> tuple[asyncio.subprocess.P
     return process, address, dashboard.split(",")[0]
 
 
-async def _ready(address: str) -> None:
+async def ready(address: str) -> None:
+    """Wait for the first answer."""
     body = json.dumps({"Pod": {}, "NodeNames": []})
     async with aiohttp.ClientSession() as session, asyncio.timeout(STARTING):
         while True:
@@ -231,7 +232,8 @@ async def _ready(address: str) -> None:
             await asyncio.sleep(0.02)
 
 
-def _node(name: str, number: int) -> Object:
+def node(name: str, number: int) -> Object:
+    """A node with eight GPUs of 80 GiB; numbers make GPUs different."""
     gpus = tuple(
         Gpu(
             id=f"{number * GPUS + index:012x}",
@@ -257,7 +259,8 @@ def _node(name: str, number: int) -> Object:
     }
 
 
-def _pod(request: ContainerRequest, number: int) -> Object:
+def pod(request: ContainerRequest, number: int) -> Object:
+    """A pod as admission leaves it."""
     limits: Object = {ticket: str(amount) for ticket, amount in tickets(request, NAMES).items()}
     asked = PodRequest(v=1, dialect="tessera", containers={"main": request})
     return {
@@ -280,15 +283,15 @@ def _pod(request: ContainerRequest, number: int) -> Object:
 def _placed(number: int, listed: list[str]) -> Object:
     """A pod that runs, on the GPU that is its turn, with its plan."""
     row, gpu = number % len(listed), number // len(listed) % GPUS
-    pod = _pod(ContainerRequest(gpus=1, memory=UNITS * NAMES.memory_unit, compute=1), number)
+    made = pod(ContainerRequest(gpus=1, memory=UNITS * NAMES.memory_unit, compute=1), number)
     piece = PlannedSlice(gpu=f"{row * GPUS + gpu:012x}", units=UNITS, compute=1)
     plan = Plan(v=1, node=listed[row], guarantee=Guarantees(), containers={"main": (piece,)})
-    metadata, spec = pod["metadata"], pod["spec"]
+    metadata, spec = made["metadata"], made["spec"]
     if not (isinstance(metadata, dict) and isinstance(spec, dict) and isinstance(metadata["annotations"], dict)):
         raise SystemExit("a pod without metadata")
     metadata["annotations"][NAMES.plan] = encode_plan(plan)
     spec["nodeName"] = listed[row]
-    return pod | {"status": {"phase": "Running"}}
+    return made | {"status": {"phase": "Running"}}
 
 
 def _ms(seconds: float) -> float:
