@@ -31,6 +31,8 @@ MEMORY: Final = "gpu-memory"
 COUNT: Final = "gpu-fraction-num-devices"
 CONTAINER: Final = "gpu-fraction-container-name"
 PERCENT: Final = "gpu-sm-percentage"
+SM_CORES: Final = "gpu-sm-cores"
+"""Compute as a number of SMs: a percentage only once the card is known."""
 _LIMITS: Final = ("gpu-fraction.limit", "gpu-memory.limit")
 RUNAI_LIMIT: Final = "RUNAI_GPU_MEMORY_LIMIT"
 _RUNAI: Final = "runai-scheduler"
@@ -169,7 +171,10 @@ def _baggage(pod: PodReader, context: Context) -> Baggage:
     if _meant(pod, FRACTION) is None and _meant(pod, MEMORY) is None:
         return Baggage()
     silent = is_runai(pod) or context.option(KaiOptions).reserve == "limit"
-    return Baggage(selectors=("run.ai/fake.gpu",), warnings=() if silent else burst_warning(pod))
+    warnings = [] if silent else [*burst_warning(pod)]
+    if SM_CORES in pod.annotations:
+        warnings.append(f"{SM_CORES} is not honoured: how many SMs a card has is not known yet; write {PERCENT}")
+    return Baggage(selectors=("run.ai/fake.gpu",), warnings=tuple(warnings))
 
 
 RUNAI: Final = any_of(Scheduler(frozenset({_RUNAI})), Variable(RUNAI_LIMIT))
