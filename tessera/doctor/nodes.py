@@ -30,12 +30,12 @@ _GPU_LABELS: Final = (
 )
 """Labels by which others say that a node has an NVIDIA GPU; "" takes any value."""
 _RIVAL_RESOURCES: Final = (
-    "nvidia.com/", "aliyun.com/gpu", "volcano.sh/vgpu", "volcano.sh/gpu", "koordinator.sh/gpu", "tencent.com/vcuda",
+    "nvidia.com/gpu", "nvidia.com/mig-", "nvidia.com/vgpu", "aliyun.com/gpu", "volcano.sh/vgpu", "volcano.sh/gpu", "koordinator.sh/gpu", "tencent.com/vcuda",
     "tke.cloud.tencent.com/qgpu", "elasticgpu.io/", "k8s.amazonaws.com/vgpu", "nvshare.com/gpu",
 )  # fmt: skip
 _RIVAL_IMAGES: Final = re.compile(
-    r"(?:k8s-device-plugin|nvidia-device-plugin|hami|gpushare-device-plugin|k8s-gpushare-plugin|volcano-vgpu-device-plugin|"
-    r"gpu-manager|vgpu-manager|nvshare|kai-.*binder|koordlet)(?=[:@/]|$)",
+    r"(?:^|/)(k8s-device-plugin|nvidia-device-plugin|hami|gpushare-device-plugin|k8s-gpushare-plugin|"
+    r"volcano-vgpu-device-plugin|gpu-manager|vgpu-manager|nvshare)(?=[:@]|$)",
     re.ASCII,
 )
 _APP, _AGENT = "app.kubernetes.io/name", "tessera-node"
@@ -323,5 +323,5 @@ def _rival_image(pod: LookedPod) -> str:
     for container in pod.spec.containers or ():
         found = _RIVAL_IMAGES.search(container.image)
         if found:
-            return found[0]
+            return found[1]
     return ""

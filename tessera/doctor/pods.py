@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Collection
 from typing import Final
 
+from tessera.dialects import nvidia
 from tessera.dialects.recognise import Dialects
-from tessera.dialects.registry import FOREIGN
 from tessera.doctor.capacity import Capacity, asked_of
 from tessera.doctor.check import Seen
 from tessera.doctor.evidence import Evidence
@@ -13,8 +15,11 @@ from tessera.doctor.finding import Finding, Severity, counted, several
 from tessera.doctor.objects import LookedPod
 from tessera.doctor.times import age
 from tessera.model import plan as plans
+from tessera.model import request as requests
+from tessera.model.config import Config
 from tessera.model.errors import AnnotationError, TesseraError
 from tessera.model.plan import Drift
+from tessera.model.tickets import DIALECT as TICKETS
 from tessera.model.tickets import describe
 from tessera.placement.claims import planned_places
 
@@ -191,22 +196,24 @@ def _drifted(
 
 def quotas(evidence: Evidence) -> Seen:
     """No ResourceQuota bounds a name that pods no longer ask for once they are translated."""
-    config = evidence.settings.config
-    active = {dialect.name for dialect in Dialects(config).active}
     found = evidence.quotas.need()
+    spoken = _spoken(evidence)
     findings = []
     for quota in found:
-        bounded = sorted(
-            key
+        namespace = quota.metadata.namespace
+        names = {
+            key: name
             for key in quota.spec.hard or {}
             if (name := key.removeprefix("requests.").removeprefix("limits.")) != key
-            and _translated(name, active, evidence)
+        }
+        bounded = sorted(
+            key for key, name in names.items() if _translated(name, evidence, spoken.get(namespace, frozenset()))
         )
         if bounded:
             findings.append(
                 Finding(
                     severity=Severity.WARNING,
-                    object=f"resourcequota/{quota.metadata.namespace}/{quota.metadata.name}",
+                    object=f"resourcequota/{namespace}/{quota.metadata.name}",
                     seen=f"bounds {several(bounded)}, which admission translates",
                     why="Pods are counted by their tickets, so this bound holds nobody back.",
                     mend=f"Bound requests.{evidence.names.memory_units}, requests.{evidence.names.memory_percent} and "
@@ -216,14 +223,39 @@ def quotas(evidence: Evidence) -> Seen:
     return Seen(findings, counted(len(found), "quota"))
 
 
-def _translated(resource: str, active: set[str], evidence: Evidence) -> bool:
-    names = evidence.names
-    if resource in names.asks:
+def _spoken(evidence: Evidence) -> dict[str, set[str]]:
+    """By namespace, the dialects in which its pods have asked."""
+    found: dict[str, set[str]] = {}
+    for pod in evidence.pods.value or ():
+        text = pod.metadata.annotation(evidence.names.request)
+        if text is not None:
+            with contextlib.suppress(AnnotationError):
+                found.setdefault(pod.metadata.namespace, set()).add(requests.decode(text).dialect)
+    return found
+
+
+def _translated(resource: str, evidence: Evidence, spoken: Collection[str]) -> bool:
+    """Whether pods that ask by a name are counted by their tickets.
+
+    ``nvidia.com/gpu`` is NVIDIA's own plugin's, and stays, unless the config takes whole cards over; other dialects use it
+    beside names of their own, so there it counts where a pod of the namespace has spoken one of these.
+    """
+    config = evidence.settings.config
+    if resource in evidence.names.asks:
         return True
-    for dialect in FOREIGN:
-        if dialect.name in active and dialect.name != "nvidia" and dialect.owns(resource) and resource != _PLAIN:
-            return True
-    return resource == _PLAIN and any(dialect.name == "hami" for dialect in FOREIGN if dialect.name in active)
+    owners = {dialect.name for dialect in Dialects(config).active if dialect.owns(resource)}
+    if resource == nvidia.COUNT:
+        return _takes(config, resource) or bool((owners - {nvidia.DIALECT.name}) & set(spoken))
+    if nvidia.DIALECT.name in owners:
+        return _takes(config, resource)
+    return bool(owners - {TICKETS})
 
 
-_PLAIN: Final = "nvidia.com/gpu"
+def _takes(config: Config, resource: str) -> bool:
+    """Whether the config takes this name of NVIDIA's plugin over."""
+    options = config.dialects.get(nvidia.DIALECT.name)
+    if not isinstance(options, nvidia.NvidiaOptions) or not options.enabled:
+        return False
+    if resource == nvidia.COUNT:
+        return options.whole
+    return options.mig if resource.startswith(nvidia.MIG) else bool(options.shared_percent)

@@ -91,7 +91,14 @@ def test_a_part_that_has_just_been_made_may_take_its_time(findings, cluster):
 
 
 @pytest.mark.parametrize(
-    "resource", ["nvidia.com/gpu", "nvidia.com/mig-1g.5gb", "aliyun.com/gpu-mem", "volcano.sh/vgpu-number"]
+    "resource",
+    [
+        "nvidia.com/gpu",
+        "nvidia.com/gpu.shared",
+        "nvidia.com/mig-1g.5gb",
+        "aliyun.com/gpu-mem",
+        "volcano.sh/vgpu-number",
+    ],
 )
 def test_another_plugin_advertises_the_same_gpus(only, cluster, resource):
     there = {cluster.names.memory_units: "180", resource: "2"}
@@ -110,6 +117,16 @@ def test_what_another_plugin_has_left_behind_is_nothing(findings, cluster):
 def test_another_plugin_runs_beside_ours(only, cluster, image):
     found = only("node-rivals", pods=lambda t: [*t, cluster.pod("rival", node="n1", image=image)])
     assert image.split("/")[-1].partition(":")[0].partition("@")[0] in found.seen
+
+
+@pytest.mark.parametrize("image", ["projecthami/hami-webui:1", "projecthami/other:hami", "hami.example/app:1"])
+def test_images_that_only_sound_like_it(findings, cluster, image):
+    assert findings(pods=lambda trees: [*trees, cluster.pod("web", node="n1", image=image)]) == {}
+
+
+def test_network_devices_of_nvidia_are_no_rivals(findings, cluster):
+    there = {cluster.names.memory_units: "180", "nvidia.com/hostdev": "8"}
+    assert findings(nodes=second(cluster.node("n2", allocatable=there))) == {}
 
 
 @pytest.mark.parametrize(("health", "severity"), [("sick", "warning"), ("lost", "error"), ("recovering", "warning")])

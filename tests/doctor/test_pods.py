@@ -102,11 +102,38 @@ def test_drift_of_a_pod_that_is_gone(only, cluster):
         ({"limits.tessera.dev/gpu-memory": "9Gi"}, True),
         ({f"requests.{P}": "400", f"requests.{C}": "400", "pods": "9", "requests.cpu": "9"}, False),
         ({"requests.huawei.com/Ascend910": "1"}, False),
+        ({"requests.nvidia.com/gpu": "1", "requests.nvidia.com/mig-1g.5gb": "1"}, False),
     ],
 )
 def test_quotas(findings, hard, bounded):
     told = findings(quotas=[{"metadata": {"name": "q", "namespace": "team"}, "spec": {"hard": hard}}])
     assert list(told) == (["quota-foreign"] if bounded else [])
+
+
+@pytest.mark.parametrize(
+    ("config", "resource", "bounded"),
+    [
+        ("nvidia: {whole: true}", "nvidia.com/gpu", True),
+        ("nvidia: {mig: true}", "nvidia.com/mig-1g.5gb", True),
+        ("nvidia: {mig: true}", "nvidia.com/gpu", False),
+        ("nvidia: false", "nvidia.com/gpu", False),
+        ("hami: false", "nvidia.com/gpumem", False),
+    ],
+)
+def test_quotas_on_names_that_the_config_takes_over(findings, config, resource, bounded):
+    quota = {"metadata": {"name": "q", "namespace": "team"}, "spec": {"hard": {f"requests.{resource}": "9"}}}
+    told = findings(config=f"deviceInjection: cdi\ndialects: {{{config}}}\n", quotas=[quota])
+    assert list(told) == (["quota-foreign"] if bounded else [])
+
+
+def test_a_quota_on_plain_gpus_where_pods_speak_hami(findings, cluster):
+    request = '{"containers":{"main":{"gpus":1,"memory":268435456}},"dialect":"hami","v":1}'
+    pod = cluster.pod("hami", {M: "1"}, {"main": (cluster.slice(units=1),)}, node="n1",
+                      annotations={"tessera.dev/request": request})  # fmt: skip
+    quota = {"metadata": {"name": "q", "namespace": "team"}, "spec": {"hard": {"requests.nvidia.com/gpu": "9"}}}
+    assert list(findings(pods=more(pod), quotas=[quota])) == ["quota-foreign"]
+    elsewhere = quota | {"metadata": {"name": "q", "namespace": "default"}}
+    assert findings(pods=more(pod), quotas=[elsewhere]) == {}
 
 
 def test_a_check_that_fails_hides_no_other(healthy):
