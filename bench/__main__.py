@@ -26,6 +26,16 @@ _BARS: Final[Mapping[str, tuple[str, Callable[[float], bool]]]] = {
     "burst.filtered_first.second_attempts_pct": ("<= 1", lambda value: value <= 1),
     "burst.pipelined.second_attempts_pct": ("<= 1", lambda value: value <= 1),
     "burst.one_node.seconds": ("<= 2", lambda value: value <= 2),
+    "packing.warm.at_95": (">= 94.9", lambda value: value >= 94.9),
+    "packing.warm.at_100": (">= 95.9", lambda value: value >= 95.9),
+    "packing.warm.at_130": (">= 96.1", lambda value: value >= 96.1),
+    "packing.cold.at_95": (">= 94.2", lambda value: value >= 94.2),
+    "packing.cold.at_100": (">= 95.8", lambda value: value >= 95.8),
+    "packing.cold.at_130": (">= 96.0", lambda value: value >= 96.0),
+    "packing.decisions_per_s": (">= 5000", lambda value: value >= 5000),
+    "packing.orders.submitted": (">= 95.6", lambda value: value >= 95.6),
+    "packing.orders.big": (">= 95.6", lambda value: value >= 95.6),
+    "packing.orders.small": (">= 90", lambda value: value >= 90),
     "webhook.reviews_per_second": (">= 3000", lambda value: value >= 3000),
 }
 """What the figures have to reach, on a machine that does nothing else."""
