@@ -87,6 +87,18 @@ class Cluster(AbstractContextManager["Cluster"]):
         cluster._adopt(record)
         return cluster
 
+    def beside(self, settings: Settings) -> Cluster:
+        """Return a view of another node of this cluster: the same control plane, record and processes."""
+        view = Cluster(settings)
+        view._adopt(self._record)
+        view.processes = self.processes
+        return view
+
+    def make_network(self) -> None:
+        """Make the node's bridge and cgroup."""
+        kernel.make_bridge(self._record, self.settings.bridge, self.settings.address)
+        kernel.make_cgroup(self._record, self.settings.cgroup)
+
     def start(self) -> None:
         """Start everything and wait for a Ready node; called by `with`.
 
@@ -180,7 +192,7 @@ class Cluster(AbstractContextManager["Cluster"]):
             self.run_scheduler(*self.settings.extenders)
         if not self.processes.alive(KUBELET):
             self.processes.start(KUBELET, components.kubelet(self.settings, self.binaries))
-        self.processes.ready(KUBELET, lambda: self._kubelet_serves() and self._node_ready(), seconds=60)
+        self.processes.ready(KUBELET, lambda: self._kubelet_serves() and self.node_ready(), seconds=60)
 
     def restart_kubelet(self, *, between: Callable[[], None] | None = None) -> None:
         """End the kubelet, do something, and start it again; return when it serves."""
@@ -267,8 +279,7 @@ class Cluster(AbstractContextManager["Cluster"]):
         self._record.note("mounts", str(settings.kubelet_dir))
         self._record.note("mounts", str(settings.home))
         kernel.mount_tmpfs(self._record, settings.etcd_data, "512m")
-        kernel.make_bridge(self._record, settings.bridge, settings.address)
-        kernel.make_cgroup(self._record, settings.cgroup)
+        self.make_network()
         pki.write(settings)
         self.__dict__.pop("api", None)
 
@@ -292,7 +303,7 @@ class Cluster(AbstractContextManager["Cluster"]):
         self.processes.start(KUBELET, components.kubelet(settings, self.binaries))
         if settings.proxy:
             self.processes.start(PROXY, components.proxy(settings, self.binaries))
-        self.processes.ready(KUBELET, self._node_ready, seconds=60)
+        self.processes.ready(KUBELET, self.node_ready, seconds=60)
         # Pods are refused before their namespace's account exists.
         until(
             "the default service account exists",
@@ -310,7 +321,8 @@ class Cluster(AbstractContextManager["Cluster"]):
         except OSError:
             return False
 
-    def _node_ready(self) -> bool:
+    def node_ready(self) -> bool:
+        """Tell whether the Node is Ready."""
         if not self.api.exists(f"/api/v1/nodes/{self.settings.node}"):
             return False
         conditions = self.node()["status"].get("conditions", [])
@@ -326,7 +338,7 @@ class Cluster(AbstractContextManager["Cluster"]):
             subprocess.run(components.proxy_cleanup(self.settings, self.binaries), capture_output=True, check=False)
         self.processes.stop(KUBELET, SCHEDULER, CONTROLLERS, API_SERVER)
         if self.processes.alive(CONTAINERD):
-            self._delete_containers()
+            self.delete_containers()
         self.processes.stop(CONTAINERD)
         # containerd's shims outlive it, and so do the containers of one that was killed.
         for process in marked(self._record.marker):
@@ -350,7 +362,8 @@ class Cluster(AbstractContextManager["Cluster"]):
     def _own_pids(self) -> set[int]:
         return {self.processes.pid(name) for name in self.processes.names()}
 
-    def _delete_containers(self) -> None:
+    def delete_containers(self) -> None:
+        """End and delete what containerd runs."""
         try:
             if tasks := self.ctr("tasks", "ls", "-q").split():
                 self.ctr("tasks", "delete", "-f", *tasks)

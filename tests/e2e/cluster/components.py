@@ -164,7 +164,7 @@ def containerd(settings: Settings) -> list[str]:
         "hairpinMode": True,
         "ipam": {
             "type": "host-local",
-            "dataDir": f"{settings.home}/addresses",
+            "dataDir": f"{settings.own}/addresses",
             "ranges": [[{"subnet": f"{settings.network}.0/24", "gateway": settings.address}]],
             "routes": [{"dst": "0.0.0.0/0"}],
         },
@@ -201,8 +201,8 @@ def kubelet(settings: Settings, binaries: Path) -> list[str]:
         "imageGCHighThresholdPercent": 100,
         "localStorageCapacityIsolation": False,
         "maxPods": 250,
-        "podLogsDir": f"{settings.home}/pod-logs",
-        "volumePluginDir": f"{settings.home}/volume-plugins",
+        "podLogsDir": f"{settings.own}/pod-logs",
+        "volumePluginDir": f"{settings.own}/volume-plugins",
         "staticPodPath": str(settings.manifests),
         "resolvConf": "",
     }

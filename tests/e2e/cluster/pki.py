@@ -64,7 +64,8 @@ def token_of(kubeconfig: Path) -> str:
 
 
 def _tokens(settings: Settings) -> dict[str, str]:
-    users = {**USERS, settings.node: (f"system:node:{settings.node}", ("system:nodes",))}
+    nodes = (settings.node, *settings.others)
+    users = {**USERS, **{node: (f"system:node:{node}", ("system:nodes",)) for node in nodes}}
     tokens = {user: secrets.token_hex(16) for user in users}
     lines = []
     for user, (name, groups) in users.items():

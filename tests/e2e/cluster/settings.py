@@ -24,6 +24,8 @@ class Settings:
         status_period: the kubelet's nodeStatusUpdateFrequency; its own default is 10s.
         proxy: whether kube-proxy runs (Services inside the cluster need it).
         extenders: entries of KubeSchedulerConfiguration for the default scheduler.
+        others: names of nodes that may come later; the API server reads its users at its start only.
+        apart: folder below `home` of what belongs to the node alone; empty for the first node.
     """
 
     home: Path = Path("/var/lib/tessera-e2e")
@@ -36,6 +38,8 @@ class Settings:
     status_period: str = "10s"
     proxy: bool = True
     extenders: tuple[dict[str, Any], ...] = field(default=())
+    others: tuple[str, ...] = ("n2",)
+    apart: str = ""
 
     # The kubelet's folder is not a choice: device plugins and CNI plugins of a real node look for it there.
     kubelet_dir: Path = Path("/var/lib/kubelet")
@@ -73,8 +77,13 @@ class Settings:
         return self.home / "pki"
 
     @property
+    def own(self) -> Path:
+        """What belongs to the node alone."""
+        return self.home / self.apart
+
+    @property
     def conf(self) -> Path:
-        return self.home / "conf"
+        return self.own / "conf"
 
     @property
     def etcd_data(self) -> Path:
@@ -82,16 +91,16 @@ class Settings:
 
     @property
     def containerd_root(self) -> Path:
-        return self.home / "containerd"
+        return self.own / "containerd"
 
     @property
     def containerd_socket(self) -> Path:
-        return self.home / "run" / "containerd.sock"
+        return self.own / "run" / "containerd.sock"
 
     @property
     def manifests(self) -> Path:
         """The kubelet's folder of static pods."""
-        return self.home / "static-pods"
+        return self.own / "static-pods"
 
     def kubeconfig(self, user: str) -> Path:
         """Return the path of a user's kubeconfig."""

@@ -52,7 +52,8 @@ class Product:
         """Do nothing yet."""
         self.cluster = cluster
         self.folder = cluster.settings.home / "product"
-        self._fake = self.folder / "fake"
+        self.fake = self.folder / "fake"
+        self.archives: tuple[Path, ...] = ()
 
     # Coming and going.
 
@@ -78,20 +79,11 @@ class Product:
         archive = self.folder / "kube-scheduler.tar"
         image.write_program(archive, "kube-scheduler:v1.34.4", self.cluster.binaries / "kube-scheduler")
         self.cluster.ctr("images", "import", str(archive))
-        archive.unlink()
+        self.archives = (archive, *(folder / f"{name}.tar" for name in IMAGES))
 
     def make_driver(self) -> None:
-        """Put the fake library, its GPUs and their PCI devices where the overlay mounts them from."""
-        shutil.rmtree(self._fake, ignore_errors=True)
-        self._fake.mkdir(parents=True)
-        for number in range(GPUS):
-            device = self._fake / "sys" / "bus" / "pci" / "devices" / f"0000:{number:02x}:00.0"
-            device.mkdir(parents=True)
-            (device / "vendor").write_text("0x10de\n")
-            (device / "class").write_text("0x030200\n")
-        gpus = [FakeGpu.of(GPU, numa=number * 2 // GPUS) for number in range(GPUS)]
-        with FakeNvml.create(self._fake / "gpus", gpus=gpus, seed=self.cluster.settings.node) as nvml:
-            shutil.copy(nvml.library, self._fake / "libnvidia-ml.so.1")
+        """Put the fake driver of the first node where the overlay mounts it from."""
+        make_driver(self.fake, seed=self.cluster.settings.node)
 
     def apply(self, folder: Path = OVERLAY) -> None:
         """What a user does: kubectl apply -k."""
@@ -217,7 +209,7 @@ class Product:
 
     def nvml(self) -> FakeNvml:
         """Open the node's fake driver (close it after use)."""
-        return FakeNvml.open(self._fake / "gpus")
+        return FakeNvml.open(self.fake / "gpus")
 
     def pods(self, part: str) -> list[dict[str, Any]]:
         """The pods of a part's workload."""
@@ -250,6 +242,20 @@ class Product:
     def _kubelet_has_devices(self) -> bool:
         found = truth.allocatable(self.cluster)
         return all(found.get(name, 0) > 0 for name in (UNITS, PERCENT, COMPUTE))
+
+
+def make_driver(folder: Path, *, seed: str) -> None:
+    """Make a fake library, its GPUs and their PCI devices; GPUs of another seed have other UUIDs."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for number in range(GPUS):
+        device = folder / "sys" / "bus" / "pci" / "devices" / f"0000:{number:02x}:00.0"
+        device.mkdir(parents=True)
+        (device / "vendor").write_text("0x10de\n")
+        (device / "class").write_text("0x030200\n")
+    gpus = [FakeGpu.of(GPU, numa=number * 2 // GPUS) for number in range(GPUS)]
+    with FakeNvml.create(folder / "gpus", gpus=gpus, seed=seed) as nvml:
+        shutil.copy(nvml.library, folder / "libnvidia-ml.so.1")
 
 
 def version() -> str:

@@ -77,6 +77,12 @@ class FakeNodes(AbstractContextManager["FakeNodes"]):
         with ThreadPoolExecutor(AT_ONCE) as threads:
             list(threads.map(self._remove, self._nodes))
 
+    def cordon(self, closed: bool) -> None:
+        """Close all nodes to new pods, or open them."""
+        body = {"spec": {"unschedulable": closed}}
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            list(threads.map(lambda node: self._api.patch(f"/api/v1/nodes/{node.name}", body), self._nodes))
+
     def _make(self, node: FakeNode) -> None:
         labels = {"kubernetes.io/hostname": node.name, LABEL: "true", **node.labels}
         body = {

@@ -163,8 +163,8 @@ def opened(cluster: Cluster) -> Iterator[Space]:
     """A new namespace; its pods are gone afterwards."""
     name = f"t-{uuid.uuid4().hex[:8]}"
     cluster.api.post("/api/v1/namespaces", {"metadata": {"name": name}})
-    # Pods are refused before their namespace's account exists.
-    cluster.api.wait(f"/api/v1/namespaces/{name}/serviceaccounts/default", lambda _: True)
+    # Pods are refused before their namespace's account exists; controllers whose API server was away need a while.
+    cluster.api.wait(f"/api/v1/namespaces/{name}/serviceaccounts/default", lambda _: True, seconds=90)
     space = Space(cluster, name)
     yield space
     # Controllers make pods anew until they are gone themselves, and then so are their pods.

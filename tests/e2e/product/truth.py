@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,15 @@ class RealEvidence(Evidence):
 def verdict(cluster: Cluster, pods: list[dict[str, Any]]) -> list[Check]:
     """Hold pods' plans against what their containers really have."""
     return judge(pods, [RealEvidence(cluster, pods)])
+
+
+def verdict_of_nodes(nodes: Sequence[Cluster], pods: list[dict[str, Any]]) -> list[Check]:
+    """As `verdict`, for pods on several real nodes."""
+    evidence = []
+    for node in nodes:
+        theirs = [each for each in pods if each["spec"].get("nodeName") == node.settings.node]
+        evidence.append(RealEvidence(node, theirs))
+    return judge(pods, evidence)
 
 
 def environments(cluster: Cluster, pod: Mapping[str, Any]) -> dict[str, dict[str, str]]:

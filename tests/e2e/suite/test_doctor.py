@@ -32,7 +32,8 @@ def test_doctor_finds_no_error_in_what_the_manifests_install(cluster, space):
     assert told == {}
     blind = {name: each["problem"] for name, each in checks.items() if each["result"] == "blind"}
     assert blind.keys() <= {"scheduler-version"}, blind
-    for check in ("webhook-answers", "certificate-trust", "policies-in-force", "scheduler-config", "config-units"):
+    well = ("webhook-answers", "certificate-trust", "certificate-in-force", "policies-in-force", "scheduler-config")
+    for check in (*well, "config-units", "config-in-force", "part-ready"):
         assert checks[check]["result"] == "ok", checks[check]
     assert "came back with 1 x tessera.dev/gpu-memory.256Mi" in checks["webhook-answers"]["looked"]
     assert checks["node-agent"]["looked"].endswith(" 1 agent")

@@ -1,7 +1,7 @@
 """What it costs, measured on the real thing: written to numbers.json and shown at the end of the run.
 
-Speed is compared with the same cluster without Tessera, in the same minutes. Only what is a ratio is asserted: how many
-milliseconds something takes says as much of the machine as of the product.
+Speed is compared with the same cluster without Tessera, in the same minutes. None of it is asserted: how many milliseconds
+something takes says as much of the machine as of the product. The run shows each figure against what it should be.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from product import measure, pods
 from product.installed import EXTENDER, NODE, SCHEDULER, WEBHOOK
 from product.nodes import FakeNode, FakeNodes, elsewhere
-from product.space import is_planned, is_running
+from product.space import is_planned, is_running, is_unschedulable
 from product.watching import Watching
 
 PODS, AT_ONCE = 100, 10
@@ -74,28 +74,35 @@ def test_calls_of_the_kubelet_in_a_burst(space, product):
 
 
 def test_pods_bound_per_second_with_the_extender_and_without(space, product):
-    """The same scheduler, the same 400 pods, 50 nodes of 4 GPUs; it starts when all of them wait."""
+    """The same 400 pods on the same 50 nodes of 4 GPUs, which open when all of them wait."""
     rates = {}
-    nodes = FakeNodes(space.cluster, [FakeNode(f"f{number:02}") for number in range(NODES)])
-    with nodes, product.no_scheduler(), Watching(space.api, space.path) as watching:
-        rates["without"] = bound_per_second(space, watching, "without", product.plain_scheduler)
-        product.no_plain_scheduler()
-        rates["with"] = bound_per_second(space, watching, "with", product.own_scheduler)
+    with FakeNodes(space.cluster, [FakeNode(f"f{number:02}") for number in range(NODES)]) as nodes:
+        rates["with"] = bound_per_second(space, nodes, "with")
+        assert all(is_planned(each) for each in space.all())
+        cleared(space)
+        with product.no_extender():
+            rates["without"] = bound_per_second(space, nodes, "without")
+            cleared(space)
     ratio = rates["with"] / rates["without"]
     measure.keep(space.cluster, bound_per_second={**rates, "ratio": ratio, "nodes": NODES, "pods": BINDS})
-    assert ratio > 0.5
 
 
-def bound_per_second(space, watching, prefix, start):
+def bound_per_second(space, nodes, prefix):
     names = [f"{prefix}{number}" for number in range(BINDS)]
-    space.create_at_once(*(elsewhere(name, {"gpu-memory": "4Gi", "gpu-compute": 5}) for name in names))
-    start()
-    moments = sorted(watching.moment(name, is_bound, seconds=120) for name in names)
-    if prefix == "with":
-        assert all(is_planned(each) for each in space.all())
+    nodes.cordon(True)
+    with Watching(space.api, space.path) as watching:
+        space.create_at_once(*(elsewhere(name, {"gpu-memory": "4Gi", "gpu-compute": 5}) for name in names))
+        for name in names:
+            watching.moment(name, is_unschedulable, seconds=60)
+        nodes.cordon(False)
+        moments = sorted(watching.moment(name, is_bound, seconds=120) for name in names)
+    return (len(moments) - 1) / (moments[-1] - moments[0])
+
+
+def cleared(space):
+    names = [each["metadata"]["name"] for each in space.all()]
     space.api.delete(space.path, gracePeriodSeconds=0)
     space.gone(*names)
-    return (len(moments) - 1) / (moments[-1] - moments[0])
 
 
 def is_bound(pod):

@@ -58,7 +58,7 @@ def test_uninstalling_leaves_running_pods_and_nothing_else(space, product):
         product.apply()
         product.wait_installed()
     # Who comes back finds what ran on meanwhile.
-    space.run(pods.pod("next", {"gpu": 3}))
+    space.run(pods.pod("next", {"gpu": 2}))
     space.just(least=9)
 
 
