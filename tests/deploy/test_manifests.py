@@ -250,12 +250,14 @@ def test_images_are_of_this_version_and_from_no_place(overlay: str) -> None:
     assert {image.partition(":")[0] for image in images - ours} <= {"kube-scheduler"}
 
 
-@pytest.mark.parametrize("component", ["nvidia-runtime", "driver-root"])
+@pytest.mark.parametrize("component", ["nvidia-runtime", "driver-root", "mps"])
 def test_what_a_component_changes_is_there(component: str) -> None:
     there = {key(each) for each in build(ROOT / "base")}
     for each in documents(ROOT / "components" / component / "kustomization.yaml")[0]["patches"]:
         assert (each["target"]["kind"], "tessera-system", each["target"]["name"]) in there
         (patch,) = loaded(each["patch"])
+        for operation in patch if isinstance(patch, list) else ():
+            assert operation["path"].startswith("/spec/template/spec/")
         if isinstance(patch, dict):
             (container,) = pod_spec(patch)["containers"]
             assert container["name"] in {one["name"] for agent in build(ROOT / "base") for one in containers(agent)}
