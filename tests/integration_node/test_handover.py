@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import deque
 
 import pytest
 
@@ -121,6 +122,36 @@ async def test_a_pod_that_is_bound_as_the_agent_says_that_it_leaves_is_served(ma
     cluster.pod("late", {UNITS: 16}, plan={"main": [(0, 16, 0)]})
     await cluster.running_pod("late")
     await leaving
+
+
+async def test_a_roll_out_in_the_middle_of_a_burst_costs_no_pod(make_cluster, monkeypatch):
+    monkeypatch.setattr(leave, "QUIET", 0.5)
+    cluster = await make_cluster()
+    bound = []
+
+    async def schedule():
+        """Bind pods as fast as an extender whose view of the Node is a tenth of a second old."""
+        views = deque(["serving"] * 10, maxlen=10)
+        while len(bound) < 40:
+            views.append(cluster.inventory().state)
+            if views[0] == "serving":
+                number = len(bound)
+                bound.append(cluster.pod(f"p{number}", {UNITS: 8, COMPUTE: 4}, plan={"main": [(number % 2, 8, 4)]}))
+            await asyncio.sleep(0.01)
+
+    scheduling = asyncio.create_task(schedule())
+    for _ in range(2):
+        newcomer, stop = await cluster.make_agent(driver=cluster.same_gpus()), asyncio.Event()
+        running = asyncio.create_task(newcomer.run(stop))
+        await cluster.until(lambda newcomer=newcomer: newcomer.notes["lock"]())
+        await cluster.stop_agent()
+        cluster.agent, cluster.running, cluster.stop = newcomer, running, stop
+        await cluster.serving()
+    await scheduling
+    for number, uid in enumerate(bound):
+        await cluster.running_pod(f"p{number}")
+        assert cluster.given(uid) == {name: {cluster.gpu(number % 2)} for name in (UNITS, COMPUTE)}
+    assert cluster.drift() == {}
 
 
 async def test_a_leaving_agent_waits_for_no_api_server(make_cluster, monkeypatch):
