@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -21,7 +22,7 @@ class Watching(AbstractContextManager["Watching"]):
     def __init__(self, api: Api, path: str, *, seconds: float = 300) -> None:
         """Follow `path` from the beginning of the block, for so many seconds at most."""
         self._api, self._path, self._seconds = api, path, seconds
-        self._seen: list[Seen] = []
+        self._seen: dict[str, list[Seen]] = defaultdict(list)
         self._news = threading.Condition()
         self._stopping = False
         self._listed = threading.Event()
@@ -43,7 +44,7 @@ class Watching(AbstractContextManager["Watching"]):
             with self._news:
                 if self._stopping:
                     return
-                self._seen.append((time.monotonic(), kind, each))
+                self._seen[each["metadata"]["name"]].append((time.monotonic(), kind, each))
                 self._news.notify_all()
 
     def moment(self, name: str, check: Callable[[Object], bool], *, seconds: float = 30, gone: bool = False) -> float:
@@ -54,8 +55,8 @@ class Watching(AbstractContextManager["Watching"]):
         """
 
         def found() -> float | None:
-            for at, kind, each in self._seen:
-                if each["metadata"]["name"] == name and (kind == "DELETED") == gone and check(each):
+            for at, kind, each in self._seen[name]:
+                if (kind == "DELETED") == gone and check(each):
                     return at
             return None
 
