@@ -58,6 +58,8 @@ def _pod(pod: PodReader, context: Context) -> Mapping[str, Reading]:
         if match := _AMOUNT.fullmatch(name):
             container = pod.container(match["new"] or match["old"], by=f"annotation {name[:100]}").name
             bounds.setdefault(container, {}).setdefault(match["bound"], _bytes(pod, text, name, container))
+    if not bounds:
+        return {}  # a mode alone asks nothing, whatever else the pod says
     reserve = context.option(NvFractionsOptions).reserve
     count = pod.annotations.get(COUNT)
     gpus = None if count is None else text_count(pod, count, f"annotation {COUNT}")

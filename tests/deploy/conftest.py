@@ -102,6 +102,8 @@ OPEN: Final[dict[str, dict[str, Any]]] = {
     "gke": {"partitions": True},
 }
 """Options that leave nothing to another system."""
+HALVES: Final = tuple(dict.fromkeys(sorted(OPTIONS)[at::2], False) for at in range(2))
+"""Every dialect is off in one of the two."""
 
 
 def _some(keys: list[str], values: st.SearchStrategy[str], most: int) -> st.SearchStrategy[dict[str, str]]:

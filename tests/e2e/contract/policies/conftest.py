@@ -103,17 +103,17 @@ def guarded(lone: Lone) -> Lone:
     return lone
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def admin(guarded: Lone) -> Api:
     """The cluster's administrator."""
     return guarded.api(ADMIN)
 
 
 @pytest.fixture
-def namespace(guarded: Lone) -> str:
+def namespace(admin: Api) -> str:
     """A namespace of its own."""
     name = f"g-{uuid.uuid4().hex[:8]}"
-    guarded.api(ADMIN).post("/api/v1/namespaces", {"metadata": {"name": name}})
+    admin.post("/api/v1/namespaces", {"metadata": {"name": name}})
     return name
 
 

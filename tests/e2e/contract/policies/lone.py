@@ -5,6 +5,7 @@ The controller manager runs one controller, the one that type-checks ValidatingA
 
 from __future__ import annotations
 
+import http.client
 import json
 import socket
 import subprocess
@@ -12,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from cluster.api import Api
+from cluster.api import Api, asked
 from cluster.processes import until
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -26,6 +27,35 @@ USERS = {
     "alice": ("alice", "system:masters"),
 }
 """Token -> user and group; alice may do by RBAC whatever she likes, so what stops her is a policy."""
+
+
+class Door(Api):
+    """One user's door that is kept open: hundreds of requests need no hundreds of handshakes."""
+
+    _kept: http.client.HTTPSConnection | None = None
+
+    def raw(
+        self, method: str, path: str, body: object = None, *, kind: str = "application/json", **query: str
+    ) -> tuple[int, bytes]:
+        """Send one request; return status and body whatever they are."""
+        again = self._kept is not None
+        self._kept = self._kept or self._connect(30)
+        try:
+            self._send(self._kept, method, asked(path, query), body, kind=kind)
+            response = self._kept.getresponse()
+            return response.status, response.read()
+        except (OSError, http.client.HTTPException):
+            self._kept.close()
+            self._kept = None
+            if not again:
+                raise
+        # The server may have ended what was idle.
+        return self.raw(method, path, body, kind=kind, **query)
+
+    def close(self) -> None:
+        """Let the connection go."""
+        if self._kept is not None:
+            self._kept.close()
 
 
 class Lone(ExitStack):
@@ -43,6 +73,7 @@ class Lone(ExitStack):
         self._binaries = binaries
         self._port = 0
         self._ca = folder / "ca.crt"
+        self._doors: dict[str, Door] = {}
 
     def start(self) -> None:
         """Start the programs and wait until they serve."""
@@ -126,7 +157,10 @@ class Lone(ExitStack):
 
     def api(self, token: str) -> Api:
         """Return the door of the user of a token."""
-        return Api(self.url, ca_file=self._ca, token=token)
+        if token not in self._doors:
+            door = self._doors[token] = Door(self.url, ca_file=self._ca, token=token)
+            self.callback(door.close)
+        return self._doors[token]
 
     def as_account(self, name: str, *, node: str | None = None, namespace: str = "tessera-system") -> Api:
         """Return the door of a service account, by a token that its API server has made.

@@ -112,7 +112,8 @@ def test_the_cases_of_every_dialect_are_sent_where_the_code_would_act(gates, num
     wrong = []
     for case in theirs.cases()[number::4]:
         body = theirs.whole(case.pod)
-        for dialects in (case.config, {**case.config, case.dialect: False}):
+        # A registration takes a second to be in force, so dialects are switched off by halves.
+        for dialects in (case.config, *made.HALVES):
             gate = gates(dialects)
             sent = gate.sent(body)
             if sent is None or (sent and made.idle(body)):
