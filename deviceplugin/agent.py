@@ -31,7 +31,7 @@ from deviceplugin.ledgerfile import LedgerFile
 from deviceplugin.metrics import NodeMetrics
 from deviceplugin.mpsdaemon import MpsDaemon
 from deviceplugin.notices import Notices
-from deviceplugin.nvml.source import GpuSource, Starting
+from deviceplugin.nvml.source import GpuSource, Serving, Starting
 from deviceplugin.placing import Placing
 from deviceplugin.podresources import PodResources
 from deviceplugin.pods import DECODER, NodePods, PodsEndpoint
@@ -327,8 +327,10 @@ class Agent:
 
     async def _first_facts(self) -> None:
         known = asyncio.Event()
-        self._source.on_state(lambda _: known.set())
-        if isinstance(self._source.state, Starting):
+        # The first look comes with the facts; where there are none, there is no look either.
+        self._source.on_state(lambda state: None if isinstance(state, Serving) else known.set())
+        self._source.on_tick(lambda _: known.set())
+        if isinstance(self._source.state, Starting | Serving):
             await known.wait()
 
     async def _restore(self) -> None:

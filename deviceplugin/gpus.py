@@ -80,7 +80,7 @@ class GpuSide:
         health = config().health
         self.health = HealthTable(registry=registry)
         self.health.configure(ignore_xids=health.ignore_xids, recover_after=health.recover_after)
-        self.monitor = Monitor(tenants, processes.locate, unit=board.names.memory_unit, registry=registry)
+        self.monitor = Monitor(tenants, processes.locate, unit=board.names.memory_unit, registry=registry, settled=True)
         self.injector = Injector(board.names)
         self._mps = mps
         if mps is not None:
@@ -92,6 +92,7 @@ class GpuSide:
         self.monitor.subscribe(self._on_report)
         self._held: dict[str, int] = {}
         self._judging = False
+        self._looked: Tick | None = None
 
     @property
     def problem(self) -> str | None:
@@ -112,6 +113,9 @@ class GpuSide:
     def judge_processes(self) -> None:
         """Begin to look at who uses the GPUs. Without the ledger every tenant would be foreign, and withheld as such."""
         self._judging = True
+        if self._looked is not None:
+            # What is foreign is to be withheld in our first word to the kubelet.
+            self.monitor.feed(self._looked)
 
     async def look(self) -> None:
         """Look at the machine once."""
@@ -188,6 +192,8 @@ class GpuSide:
         self.health.feed(tick)
         if self._judging:
             self.monitor.feed(tick)
+        else:
+            self._looked = tick
 
     def _on_report(self, report: Report) -> None:
         for excess in report.excesses:

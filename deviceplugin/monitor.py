@@ -156,7 +156,13 @@ class Monitor:
     """Turns looks into reports."""
 
     def __init__(
-        self, slices: Slices, locate: Callable[[int], Place], *, unit: int, registry: CollectorRegistry | None = None
+        self,
+        slices: Slices,
+        locate: Callable[[int], Place],
+        *,
+        unit: int,
+        registry: CollectorRegistry | None = None,
+        settled: bool = False,
     ) -> None:
         """Begin with nothing seen.
 
@@ -165,13 +171,15 @@ class Monitor:
             locate: where a process is, such as `ProcessMap.locate`.
             unit: bytes of one memory unit.
             registry: where to count; None counts nowhere.
+            settled: the ledger is complete at the first look, so what is foreign then has been so for long.
         """
         self._slices = slices
         self._locate = locate
         self._unit = unit
         self._samples: dict[str, GpuSample] = {}
         self._looks: dict[str, _GpuLook] = {}
-        self._foreign_since: dict[_Foreign, float] = {}
+        self._patience = 0.0 if settled else SETTLE
+        self._foreign_from: dict[_Foreign, float] = {}
         self._alone_since: dict[str, float] = {}
         self._blind_since: dict[str, float] = {}
         self._above: dict[tuple[Owner, str], int] = {}
@@ -308,10 +316,11 @@ class Monitor:
 
     def _held(self, tick: Tick) -> dict[str, int]:
         current = {key: memory for look in self._looks.values() for key, memory in look.foreign.items()}
-        self._foreign_since = {key: self._foreign_since.get(key, tick.now) for key in current}
+        self._foreign_from = {key: self._foreign_from.get(key, tick.now + self._patience) for key in current}
+        self._patience = SETTLE
         amounts: dict[str, int] = {}
         for key, memory in current.items():
-            if tick.now - self._foreign_since[key] >= SETTLE:
+            if tick.now >= self._foreign_from[key]:
                 amounts[key.gpu] = amounts.get(key.gpu, 0) + memory
         return {gpu: -(-amount // self._unit) for gpu, amount in amounts.items() if amount}
 

@@ -84,6 +84,13 @@ async def test_memory_in_foreign_use_is_withheld(make_cluster):
     # A process has to be foreign for five seconds before it counts.
     await cluster.until(lambda: cluster.inventory().gpus[0].held == 40)
     await cluster.until(lambda: allocatable(cluster)[0] == 632 - 40)
+    # An agent that starts knows it before it says a word.
+    await cluster.stop_agent()
+    cluster.agent = await cluster.make_agent()
+    cluster.running = asyncio.create_task(cluster.agent.run(asyncio.Event()))
+    await cluster.until(lambda: allocatable(cluster)[0])
+    assert allocatable(cluster)[0] == 632 - 40
+    assert cluster.inventory().gpus[0].held == 40
 
 
 def _write_cgroup(folder):

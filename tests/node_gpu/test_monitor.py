@@ -164,6 +164,15 @@ def test_foreign_use_is_held_once_it_lasts(world, monitor, facts_of, tick_of) ->
     assert monitor.feed(tick_of(SETTLE + 2, gpu)).held == {}
 
 
+def test_what_is_foreign_at_the_first_look_of_a_settled_ledger_counts_at_once(world, facts_of, tick_of) -> None:
+    monitor = Monitor(world, world.locate, unit=UNIT, settled=True)
+    gpu = facts_of(0)
+    world.places |= {5: "host", 6: "host"}
+    assert monitor.feed(tick_of(1, gpu, gpu0=using(p5=UNIT))).held == {gpu.id: 1}
+    # What comes later has to last, as ever.
+    assert monitor.feed(tick_of(2, gpu, gpu0=using(p5=UNIT, p6=UNIT))).held == {gpu.id: 1}
+
+
 def test_a_container_that_was_just_started_is_never_called_foreign(world, monitor, facts_of, tick_of) -> None:
     gpu = facts_of(0)
     world.run(7)
