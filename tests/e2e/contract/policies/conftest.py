@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from cluster import machine
+from cluster import Settings, machine
 from cluster.api import Api, ApiError
 from cluster.processes import until
 from contract.policies.lone import ADMIN, Lone
+from contract.policies.recorder import Recorder
 
 from tessera.deploy.policies import policies
 from tessera.model.config import Config
@@ -75,7 +76,7 @@ OFFENDERS: dict[str, tuple[str, Object]] = {
 @pytest.fixture(scope="session")
 def lone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lone]:
     """An API server that has never seen us."""
-    with Lone(tmp_path_factory.mktemp("lone"), machine.binaries()) as lone:
+    with Lone(tmp_path_factory.mktemp("lone"), machine.binaries(), Settings().logs / "lone") as lone:
         lone.start()
         lone.api(ADMIN).post("/api/v1/namespaces", {"metadata": {"name": "tessera-system"}})
         yield lone
@@ -121,3 +122,10 @@ def namespace(admin: Api) -> str:
 def pods(namespace: str) -> str:
     """The path of the namespace's pods."""
     return f"/api/v1/namespaces/{namespace}/pods"
+
+
+@pytest.fixture(scope="session")
+def recorder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorder]:
+    """A webhook of the tests."""
+    with Recorder(tmp_path_factory.mktemp("recorder")) as recorder:
+        yield recorder

@@ -61,16 +61,18 @@ class Door(Api):
 class Lone(ExitStack):
     """Starts when entered, and ends its own processes when left."""
 
-    def __init__(self, folder: Path, binaries: Path) -> None:
+    def __init__(self, folder: Path, binaries: Path, logs: Path) -> None:
         """Start nothing yet.
 
         Args:
-            folder: for certificates, data and logs.
+            folder: for certificates and data.
             binaries: of Kubernetes and etcd.
+            logs: one for each program.
         """
         super().__init__()
         self._folder = folder
         self._binaries = binaries
+        self._logs = logs
         self._port = 0
         self._ca = folder / "ca.crt"
         self._doors: dict[str, Door] = {}
@@ -198,12 +200,9 @@ class Lone(ExitStack):
             admin.post(pods, {"metadata": {"name": name}, "spec": spec})
         return name
 
-    def log(self) -> str:
-        """The API server's log."""
-        return (self._folder / "kube-apiserver.log").read_text(errors="replace")
-
     def _run(self, command: list[str]) -> None:
-        log = self.enter_context((self._folder / f"{Path(command[0]).name}.log").open("ab"))
+        self._logs.mkdir(parents=True, exist_ok=True)
+        log = self.enter_context((self._logs / f"{Path(command[0]).name}.log").open("wb"))
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self._folder)
         self.callback(_end, process)
 

@@ -1,4 +1,4 @@
-"""A webhook that remembers which pods it was asked about, and lets all of them pass."""
+"""A webhook that remembers which pods it was asked about, and lets all of them pass, or answers with the product's code."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tessera.testing.apiserver.certificates import Authority
+from webhook.admission.connection import Handler
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -20,12 +21,16 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_POST(self) -> None:
-        review = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        request = review["request"]
-        self.server.asked.setdefault(self.path.partition("?")[0], []).append(request)
-        response = {"uid": request["uid"], "allowed": True}
-        answer = {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response}
-        body = json.dumps(answer).encode()
+        sent = self.rfile.read(int(self.headers["Content-Length"]))
+        request = json.loads(sent)["request"]
+        path = self.path.partition("?")[0]
+        self.server.asked.setdefault(path, []).append(request)
+        if path in self.server.handlers:
+            body = self.server.handlers[path](sent).body
+        else:
+            response = {"uid": request["uid"], "allowed": True}
+            answer = {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response}
+            body = json.dumps(answer).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -42,6 +47,7 @@ class _Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.asked: dict[str, list[dict[str, Any]]] = {}
+        self.handlers: dict[str, Handler] = {}
 
 
 class Recorder(AbstractContextManager["Recorder"]):
@@ -82,6 +88,10 @@ class Recorder(AbstractContextManager["Recorder"]):
     def client(self, path: str) -> dict[str, str]:
         """A webhook's clientConfig that leads to a path here."""
         return {"url": f"https://127.0.0.1:{self._server.server_address[1]}{path}", "caBundle": self.ca_bundle}
+
+    def answer(self, path: str, handler: Handler) -> None:
+        """Let the product's code answer what comes to a path."""
+        self._server.handlers[path] = handler
 
     def taken(self, path: str) -> list[dict[str, Any]]:
         """The requests that came to a path since this was asked last."""

@@ -81,12 +81,6 @@ class Gate:
         self._api.delete(f"{HOOKS}/{self.namespace}")
 
 
-@pytest.fixture(scope="session")
-def recorder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorder]:
-    with Recorder(tmp_path_factory.mktemp("recorder")) as recorder:
-        yield recorder
-
-
 @pytest.fixture(scope="module")
 def gates(lone: Lone, recorder: Recorder) -> Iterator[Callable[..., Gate]]:
     """Make the gate of a config, once."""
