@@ -324,6 +324,10 @@ def test_a_roll_out_leaves_nobody_without_an_answer(rendered: list[Object]) -> N
         assert updates[name]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
 
 
+def test_nobody_waits_for_the_clusters_dns(workloads: list[Object]) -> None:
+    assert {pod_spec(each)["dnsPolicy"] for each in workloads} == {"Default"}
+
+
 def test_every_container_says_what_it_needs(workloads: list[Object]) -> None:
     for container in (each for one in workloads for each in containers(one)):
         assert {"cpu", "memory"} <= set(container["resources"]["requests"])
