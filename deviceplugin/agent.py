@@ -31,7 +31,7 @@ from deviceplugin.ledgerfile import LedgerFile
 from deviceplugin.metrics import NodeMetrics
 from deviceplugin.mpsdaemon import MpsDaemon
 from deviceplugin.notices import Notices
-from deviceplugin.nvml.source import GpuSource, Serving, Starting
+from deviceplugin.nvml.source import GpuSource
 from deviceplugin.placing import Placing
 from deviceplugin.podresources import PodResources
 from deviceplugin.pods import DECODER, NodePods, PodsEndpoint
@@ -46,6 +46,7 @@ from deviceplugin.settle import Settler
 from deviceplugin.sightings import Sightings
 from deviceplugin.takeover import NodeLock
 from deviceplugin.tenants import Tenants
+from deviceplugin.warmup import first_look, together
 from tessera.kube.client import ApiClient
 from tessera.kube.clock import Clock
 from tessera.kube.events import EventRecorder
@@ -313,25 +314,13 @@ class Agent:
 
     async def _warm_up(self) -> None:
         """Do what is slow; what doesn't come in time is waited for later."""
-        waiting = [asyncio.create_task(self._first_facts()), asyncio.create_task(self.gpus.look())]
+        works: list[Awaitable[object]] = [first_look(self._source), self.gpus.look()]
         if self._mps is not None:
             # One that runs already is relied on from the first container on.
-            waiting.append(asyncio.create_task(_done(self._mps.look())))
+            works.append(self._mps.look())
         if self._cache is not None:
-            waiting.append(asyncio.create_task(_wait(self._cache.synced)))
-        try:
-            await asyncio.wait(waiting, timeout=SYNC_WITHIN)
-        finally:
-            for task in waiting:
-                task.cancel()
-
-    async def _first_facts(self) -> None:
-        known = asyncio.Event()
-        # The first look comes with the facts; where there are none, there is no look either.
-        self._source.on_state(lambda state: None if isinstance(state, Serving) else known.set())
-        self._source.on_tick(lambda _: known.set())
-        if isinstance(self._source.state, Starting | Serving):
-            await known.wait()
+            works.append(self._cache.synced.wait())
+        await together(works, within=SYNC_WITHIN)
 
     async def _restore(self) -> None:
         """Rebuild the ledger of what the file, the kubelet's checkpoint and its List say."""
@@ -411,11 +400,3 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(found, BaseExceptionGroup):
         found = found.exceptions[0]
     return found
-
-
-async def _done(work: Awaitable[object]) -> None:
-    await work
-
-
-async def _wait(event: asyncio.Event) -> None:
-    await event.wait()
