@@ -194,7 +194,7 @@ class Dialects:
                 # A name that one dialect has read as its own (nvidia.com/gpu) is not read again by the next.
                 if (
                     (virtual and dialect.name in _OF_NVIDIA)
-                    or not any(dialect.owns(name) and name not in read for name in container.resources)
+                    or (read and not any(dialect.owns(name) and name not in read for name in container.resources))
                     or is_off(dialect, container)
                 ):
                     continue

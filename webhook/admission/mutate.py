@@ -244,15 +244,21 @@ class Mutator:
 def _rewritten(pod: Manifest, found: Recognition, names: Names) -> Iterator[Edit]:
     """Tickets in limits and requests instead of what was asked, the request annotation, and translated wishes."""
     for container in found.containers:
+        gone = found.resources.get(container.name, ())
+        asked = found.request.containers.get(container.name)
+        if not gone and asked is None:
+            continue
         where = ("spec", "initContainers" if container.init else "containers", container.index, "resources")
-        for name in found.resources.get(container.name, ()):
+        limits, requests = (*where, "limits"), (*where, "requests")
+        for name in gone:
             for side in _sides(container, name):
                 yield remove((*where, side, name))
-        asked = found.request.containers.get(container.name)
         for name, count in tickets(asked, names).items() if asked else ():
-            for side in ("limits", "requests"):
-                if not _holds(container, side, name, count):
-                    yield put((*where, side, name), str(count))
+            text = str(count)
+            if not _holds(container, "limits", name, count):
+                yield put((*limits, name), text)
+            if not _holds(container, "requests", name, count):
+                yield put((*requests, name), text)
     yield put(("metadata", "annotations", names.request), encode(found.request))
     for key, value in found.annotations.items():
         if pod.metadata.annotation(key) is None:

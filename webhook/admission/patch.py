@@ -131,6 +131,13 @@ class _Patch:
 
     def put(self, path: Steps, value: Json) -> None:
         parent, rest = self._deepest(path[:-1])
+        plain = not isinstance(value, dict | list)
+        if plain and not rest and type(parent) is not _Made:
+            # Nearly every edit: a member of an object that is there.
+            there = child(parent, path[-1])
+            if there is None or not _same(there, value):
+                self.done.append(Operation("add" if there is None else "replace", pointer(path), value))
+            return
         member = (*rest, path[-1])
         if isinstance(parent, _Made):
             _into(parent.value, member, value)
@@ -169,16 +176,18 @@ class _Patch:
         known = self._there.get(path)
         if known is not None:
             return known, ()
-        here: object = self._pod
-        for at, step in enumerate(path):
-            if self._made and path[: at + 1] in self._made:
-                return _Made(self._made[path[: at + 1]]), path[at + 1 :]
-            below = child(here, step)
-            if below is None:
-                return here, path[at:]
-            here = below
-        self._there[path] = here
-        return here, ()
+        if path in self._made:
+            return _Made(self._made[path]), ()
+        if not path:
+            return self._pod, ()
+        here, rest = self._deepest(path[:-1])
+        if rest or type(here) is _Made:
+            return here, (*rest, path[-1])
+        below = child(here, path[-1])
+        if below is None:
+            return here, path[-1:]
+        self._there[path] = below
+        return below, ()
 
 
 class _Made:
