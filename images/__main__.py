@@ -52,6 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (TesseraError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
@@ -126,6 +128,8 @@ def epoch() -> int:
     Not that of the last commit: every commit would make another image of the same files.
     """
     if given := os.environ.get(EPOCH):
+        if not (given.isascii() and given.isdigit()):
+            raise ImageError(f"{EPOCH} is {given!r}; write whole seconds since 1970, such as 1700000000")
         return int(given)
     command = ["git", "-C", str(SOURCE), "log", "-1", "--format=%ct", "--", "locks"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from images import rootfs
-from images.__main__ import IMAGES, SOURCE, main
+from images.__main__ import IMAGES, SOURCE, epoch, main
 from images.archive import File, difference, layer_of_files, layer_of_tree, write
 from images.dockerfile import Copy, Run, parse
 from images.errors import ImageError
@@ -298,6 +298,18 @@ def test_an_unknown_image_is_refused(capsys: pytest.CaptureFixture[str]) -> None
         main(["kubelet"])
     assert end.value.code == 2
     assert "there are webhook, node" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["yesterday", "-1", "1e9", "1.5"])
+def test_a_date_that_is_none_is_refused(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", given)
+    with pytest.raises(ImageError, match="whole seconds since 1970"):
+        epoch()
+
+
+def test_the_date_is_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", str(EPOCH))
+    assert epoch() == EPOCH
 
 
 def test_a_failed_command_shows_what_it_said(tmp_path: Path) -> None:
