@@ -30,6 +30,7 @@ from tessera.model.quantity import binary
 from tessera.model.tickets import Ask, containers, describe, ticket_counts
 from tessera.placement.claims import planned_places
 
+_ROUTINE: Final = frozenset({"Pulling", "Pulled", "Created", "Started", "Killing"})
 _MOST_EVENTS: Final = 8
 _MOST_NODES: Final = 8
 
@@ -72,7 +73,7 @@ class Story(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         plan_problem: why its plan is not believed. drifted: what it was given is not what was planned.
         guarantee: how firmly memory and compute are held. least: the memory guarantee that it insists on.
         fits, why_not: nodes with room, and reasons of the others, where it waits. scheduler_says: kube-scheduler's own words.
-        events: latest first. next: what helps.
+        events: routine ones last, else the latest first. next: what helps.
     """
 
     pod: str
@@ -302,7 +303,9 @@ def _events(events: Iterable[Event], now: float) -> tuple[EventTold, ...]:
         )
         for event in events
     ]
-    return tuple(sorted(told, key=lambda each: each.age if each.age is not None else float("inf"))[:_MOST_EVENTS])
+    # What every container's start says is of use only where nothing else is told.
+    told.sort(key=lambda each: (each.reason in _ROUTINE, each.age if each.age is not None else float("inf")))
+    return tuple(told[:_MOST_EVENTS])
 
 
 def _next(

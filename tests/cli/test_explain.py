@@ -18,6 +18,8 @@ async def test_a_running_pod(cluster):
     cluster.node()
     cluster.pod("train", 10, node="n1", annotations={N.request: REQUEST, N.gpu_models: "A10"})
     cluster.event("train", "SliceGranted", "has 2.5 GiB", kind="Normal")
+    for reason in ("Pulled", "Created", "Started", "Killing", "Pulling"):
+        cluster.event("train", reason, "of every container", kind="Normal", ago=5)
     cluster.event("train", "OlderPod", "of its name", uid="other")
     code, out, err = await cluster.run("explain", "train")
     assert (code, err) == (0, "")
