@@ -73,10 +73,14 @@ class Workshop:
         tar, tree = self._home / "base" / f"{key}.tar", self._home / "base" / key
         if not tar.exists():
             self._say("the base: a small Debian with Python (once)")
+            # What was made of an earlier one of this recipe is of other packages.
+            shutil.rmtree(tree, ignore_errors=True)
+            (self._home / "layers" / f"{key}.tar.sha256").unlink(missing_ok=True)
             rootfs.make_base(tar, epoch=self._now)
         self._folder(tree, lambda path: rootfs.unpack(tar, path))
         self._used |= {tar, tree}
-        return key, tree, self._layer(f"{key}.tar.gz", lambda path: layer_of_tar(tar, path))
+        layer = self._layer(f"{key}.tar.gz", lambda path: layer_of_tar(tar, path))
+        return layer.digest, tree, layer
 
     def _stage(self, stage: Stage, built: dict[str, tuple[str, Path]]) -> tuple[str, Path]:
         base_key, base = built[stage.base]
@@ -156,7 +160,7 @@ class Workshop:
 
 
 def base_key() -> str:
-    """Names the base by all that decides what is in it."""
+    """Names the base by its recipe; what comes of it depends on the day's packages too."""
     return _digest(*rootfs.RECIPE)
 
 

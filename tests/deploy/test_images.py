@@ -259,6 +259,25 @@ def test_what_has_changed_is_built_again(workshop: Workshop, source: Path, said:
     assert any("pack -> /opt/pack/" in line for line in said)
 
 
+def test_another_base_of_the_same_recipe_is_another_image(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = workshop.layers(parse(COPIES, name=""))
+    stages = {each.name for each in (tmp_path / "home" / "stages").iterdir()}
+    (tmp_path / "home" / "base" / f"{base_key()}.tar").unlink()
+    (tmp_path / "etc" / "os").write_text("debian of another day")
+
+    def make(path: Path, *, epoch: int) -> None:
+        assert epoch == EPOCH
+        with tarfile.open(path, "w") as tar:
+            tar.add(tmp_path / "etc", "./etc")
+
+    monkeypatch.setattr(rootfs, "make_base", make)
+    second, _ = workshop.layers(parse(COPIES, name=""))
+    assert first.digest != second.digest
+    assert len({each.name for each in (tmp_path / "home" / "stages").iterdir()} - stages) == 2
+
+
 def test_byte_code_in_the_repository_changes_nothing(workshop: Workshop, source: Path) -> None:
     first = workshop.layers(parse(COPIES, name=""))
     (source / "pack" / "__pycache__" / "other.pyc").write_text("2")
