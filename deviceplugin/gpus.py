@@ -91,6 +91,7 @@ class GpuSide:
         self.health.subscribe(lambda _: self.refresh())
         self.monitor.subscribe(self._on_report)
         self._held: dict[str, int] = {}
+        self._blind: frozenset[str] = frozenset()
         self._judging = False
         self._looked: Tick | None = None
 
@@ -142,7 +143,7 @@ class GpuSide:
                     gpu.id for gpu in gpus if Guarantee.PROCESS in config.isolation and mps_problem(gpu, None) is None
                 ]
                 self.injector.share_by_mps(able, MpsFolders(pipes=self._mps.pipes, shared=self._mps.shared))
-            verdicts = probe(state.facts, environment, order=config.isolation, mode=mode)
+            verdicts = probe(state.facts, environment, order=config.isolation, mode=mode, blind=self._blind)
             self._log_verdicts(verdicts)
             guarantees = {gpu: verdict.guarantees for gpu, verdict in verdicts.items()}
             self.injector.update(gpus, guarantees=guarantees, mode=mode)
@@ -198,8 +199,8 @@ class GpuSide:
     def _on_report(self, report: Report) -> None:
         for excess in report.excesses:
             self._notices.excess(excess.pod_uid, excess.namespace, excess.pod, str(excess))
-        if report.held != self._held:
-            self._held = report.held
+        if (report.held, report.blind) != (self._held, self._blind):
+            self._held, self._blind = report.held, report.blind
             self.refresh()
 
     def _log_verdicts(self, verdicts: dict[str, Verdict]) -> None:

@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import stat
 from collections.abc import Callable, Mapping
 from typing import Final, NoReturn
 
@@ -134,9 +135,11 @@ class MpsDaemon:
     def _make_folders(self) -> None:
         try:
             for folder, mode in ((self.pipes, 0o755), (self._log_folder, 0o755), (self.shared, 0o1777)):
-                # Clients of any user have to get in, whatever our umask is.
                 os.makedirs(folder, exist_ok=True)
-                os.chmod(folder, mode)
+                found = stat.S_IMODE(os.stat(folder).st_mode)
+                if found & mode != mode:
+                    # Clients of any user have to get in, whoever made it and whatever our umask is.
+                    os.chmod(folder, found | mode)
         except OSError as error:
             raise MpsError(f"{error.filename} can't be made for the MPS daemon: {error.strerror}") from error
 
@@ -144,7 +147,7 @@ class MpsDaemon:
         reason = self._unfit()
         if reason is not None:
             raise MpsError(reason)
-        if _is_daemon(hung := self._pid()):
+        if hung := self._pid():
             raise MpsError(
                 f"the MPS daemon ({hung}) runs and does not answer; its clients may go on, so it is left alone"
             )
@@ -164,12 +167,13 @@ class MpsDaemon:
         return pid
 
     def _pid(self) -> int:
-        """Of a daemon that somebody else has started; 0 where it doesn't say."""
+        """Of a daemon that somebody has started; 0 where that can't be told, as from another PID namespace."""
         try:
             with open(os.path.join(self.pipes, PID_FILE), encoding="ascii") as file:
-                return int(file.read(32))
+                pid = int(file.read(32))
         except (OSError, ValueError):
             return 0
+        return pid if _is_daemon(pid) else 0
 
     async def _watch(self, pid: int) -> None:
         """Return when the daemon has ended; one that hangs is only told of."""

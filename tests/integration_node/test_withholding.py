@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from tessera.model.names import names
+from tessera.testing.nvml import NvmlReturn
 
 UNITS, PERCENT, COMPUTE = names().tickets
 
@@ -72,7 +73,7 @@ async def test_a_lost_gpu_stays_in_the_inventory_and_keeps_its_slices(make_clust
     cluster.nvml.lose(0)
     await cluster.until(lambda: cluster.inventory().gpus[0].health == "lost")
     assert [gpu.id for gpu in cluster.inventory().gpus] == [cluster.gpu(0), cluster.gpu(1)]
-    assert allocatable(cluster)[0] == 316
+    await cluster.until(lambda: allocatable(cluster)[0] == 316)
     assert cluster.agent.board.ledger.held(cluster.gpu(0)).units == 32
 
 
@@ -91,6 +92,16 @@ async def test_memory_in_foreign_use_is_withheld(make_cluster):
     await cluster.until(lambda: allocatable(cluster)[0])
     assert allocatable(cluster)[0] == 632 - 40
     assert cluster.inventory().gpus[0].held == 40
+
+
+async def test_nobody_is_called_watched_on_a_gpu_whose_processes_are_not_told(make_cluster):
+    cluster = await make_cluster()
+    await cluster.until(lambda: cluster.inventory().gpus[0].guarantee.memory == "watched")
+    for version in ("_v2", "_v3"):
+        cluster.nvml.fail(f"nvmlDeviceGetComputeRunningProcesses{version}", NvmlReturn.NOT_SUPPORTED, gpu=0)
+    await cluster.until(lambda: [gpu.guarantee.memory for gpu in cluster.inventory().gpus] == ["none", "watched"])
+    cluster.nvml.heal()
+    await cluster.until(lambda: [gpu.guarantee.memory for gpu in cluster.inventory().gpus] == ["watched", "watched"])
 
 
 def _write_cgroup(folder):

@@ -187,6 +187,8 @@ async def until(condition):
 
 
 async def test_a_daemon_is_started_and_told_its_defaults_by_index(make_daemon, folder):
+    # As a kubelet makes a hostPath.
+    (folder / "shm").mkdir(parents=True, mode=0o755)
     daemon = make_daemon()
     await until(lambda: daemon.problem is None)
     heard = (folder / "pipe" / "heard").read_text().splitlines()
