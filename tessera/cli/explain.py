@@ -22,11 +22,12 @@ from tessera.cli.terminal import (
     text,
     write_json,
 )  # fmt: skip
+from tessera.doctor.advice import Surroundings
 from tessera.doctor.evidence import Evidence, Look
 from tessera.doctor.finding import several
 from tessera.doctor.objects import ConfigMap, Event, LookedNode, LookedPod
 from tessera.doctor.scheduling import served
-from tessera.doctor.story import SliceTold, Story, Surroundings, tell
+from tessera.doctor.story import SliceTold, Story, tell
 from tessera.doctor.times import ago
 from tessera.kube.clock import SystemClock
 from tessera.kube.resources import CONFIGMAPS, EVENTS, NODES, PODS
@@ -132,7 +133,8 @@ async def _find(looker: Looker, pods: Look[tuple[LookedPod, ...]], namespace: st
 
 def show(found: Story, out: Console, *, wide: bool = False) -> None:
     """Print a story: a line or two for each stage of the pod's life."""
-    _say(out, "pod", f"{found.pod}: {found.state}" + (f", on {found.node}" if found.node else ""), style="bold")
+    where = f", on {found.node}" if found.node else ""
+    _say(out, "pod", f"{found.pod}: {found.state}{where}{f' (unit {found.unit})' if found.unit else ''}", style="bold")
     if found.asked:
         asked = "; ".join(f"{container}: {what}" for container, what in found.asked.items())
         _say(out, "asked", asked + (f"  (dialect {found.dialect})" if found.dialect else ""))

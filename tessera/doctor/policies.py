@@ -18,7 +18,7 @@ from tessera.doctor.objects import LookedPod, Namespace, Policy, Selector
 from tessera.doctor.webhooks import CNI_PATH, ours
 
 _WHY: Final = "Pods can take GPUs that they did not ask for, or forge what Tessera has written on them."
-_APPLY: Final = "kubectl apply what `tessera generate policies` writes by this config."
+_APPLY: Final = "tessera generate policies --config YOUR-CONFIG | kubectl apply -f -"
 _POLICY, _BINDING = "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"
 
 

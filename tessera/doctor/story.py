@@ -7,14 +7,13 @@ kubectl is put beside each other here, by the rules that the parts themselves fo
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 
 from tessera.dialects.recognise import Dialects
+from tessera.doctor.advice import Surroundings, Told, advice
 from tessera.doctor.capacity import Capacity, Verdict, asked_of
-from tessera.doctor.finding import counted, several
 from tessera.doctor.objects import Event, LookedNode, LookedPod
 from tessera.doctor.times import age, ago, moment
 from tessera.model import inventory as inventories
@@ -71,6 +70,7 @@ class Story(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         wishes: annotations that narrow the choice. tickets: by container, what admission wrote.
         planned, given: slices; `given` is what the node reports or, as planned, what a running pod has.
         plan_problem: why its plan is not believed. drifted: what it was given is not what was planned.
+        unit: of the placement profile that it went to, with its region where it has one.
         guarantee: how firmly memory and compute are held. least: the memory guarantee that it insists on.
         fits, why_not: nodes with room, and reasons of the others, where it waits. scheduler_says: kube-scheduler's own words.
         events: routine ones last, else the latest first. next: what helps.
@@ -91,29 +91,12 @@ class Story(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     drifted: bool
     guarantee: str
     least: str
+    unit: str
     fits: tuple[str, ...]
     why_not: tuple[WhyNot, ...]
     scheduler_says: str
     events: tuple[EventTold, ...]
     next: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
-    """What beside the pod is known.
-
-    Attributes:
-        config: of the installation. now: seconds since 1970.
-        nodes, pods: of the cluster; None where they can't be read. events: of the pod; None likewise.
-        served: names of schedulers that ask our extender.
-    """
-
-    config: Config
-    now: float
-    nodes: tuple[LookedNode, ...] | None
-    pods: tuple[LookedPod, ...] | None
-    events: tuple[Event, ...] | None
-    served: frozenset[str]
 
 
 def tell(pod: LookedPod, around: Surroundings) -> Story:
@@ -147,6 +130,9 @@ def tell(pod: LookedPod, around: Surroundings) -> Story:
         drifted=reported is not None,
         guarantee=_guarantee(plan, given, gpus),
         least=pod.metadata.annotation(names.guarantee) or "",
+        unit="/".join(
+            value for name in (names.unit, names.region) if (value := (pod.metadata.labels or {}).get(name, ""))
+        ),
         fits=verdict.fits if verdict else (),
         why_not=tuple(
             WhyNot(reason=why, nodes=where, never=why in verdict.never) for why, where in verdict.rejected.items()
@@ -155,7 +141,9 @@ def tell(pod: LookedPod, around: Surroundings) -> Story:
         else (),
         scheduler_says=scheduled.message if scheduled and not pod.spec.node_name else "",
         events=_events(around.events or (), around.now),
-        next=tuple(_next(pod, asked, around, verdict=verdict, plan=plan, reported=reported is not None)),
+        next=tuple(
+            advice(pod, Told(asked, dialect, verdict, planned=plan is not None, reported=reported is not None), around)
+        ),
     )
 
 
@@ -306,93 +294,3 @@ def _events(events: Iterable[Event], now: float) -> tuple[EventTold, ...]:
     # What every container's start says is of use only where nothing else is told.
     told.sort(key=lambda each: (each.reason in _ROUTINE, each.age if each.age is not None else float("inf")))
     return tuple(told[:_MOST_EVENTS])
-
-
-def _next(
-    pod: LookedPod,
-    asked: Sequence[Ask],
-    around: Surroundings,
-    *,
-    verdict: Verdict | None,
-    plan: Plan | None,
-    reported: bool,
-) -> Iterable[str]:
-    """What helps, the nearest first."""
-    scheduler = pod.spec.scheduler_name or "default-scheduler"
-    if not asked:
-        yield from _not_ours(pod, around)
-        return
-    if pod.status.phase == "Failed":
-        yield f"It has failed: {pod.status.message or pod.status.reason or 'its events say why'}. A pod that failed holds no GPU."
-        if pod.status.reason == "UnexpectedAdmissionError":
-            yield "Its node refused it; delete it, so that its owner makes it anew and it is placed again."
-        return
-    if pod.ended:
-        return
-    if not pod.spec.node_name:
-        yield from _waiting(pod, around, verdict, scheduler)
-        return
-    if reported and plan is not None:
-        yield "It has other GPUs than planned; if it runs well, nothing. Delete it to have it placed anew."
-    elif reported:
-        yield f"It has no plan (scheduler {scheduler}): the node packed it. Leave spec.nodeName and the scheduler to Tessera."
-    elif plan is None:
-        yield "It is bound without a plan of its own; until its node reports where it is, its slice is withheld on every GPU there."
-    if pod.status.phase == "Pending":
-        yield "It has a node and does not run yet: its events, and the node agent's log there, say what it waits for."
-
-
-def _not_ours(pod: LookedPod, around: Surroundings) -> Iterable[str]:
-    dialect, _ = _asked(pod, (), around.config)
-    if dialect:
-        yield (
-            f"It asks for GPUs as {dialect} does and admission never translated it: it was made before Tessera was installed "
-            "or while the webhook was not called. Delete it, so that its owner makes it anew; tessera mutate shows what "
-            "admission does."
-        )
-    else:
-        yield "It asks for no GPU of Tessera's. tessera mutate -f shows how admission reads a manifest."
-
-
-def _waiting(pod: LookedPod, around: Surroundings, verdict: Verdict | None, scheduler: str) -> Iterable[str]:
-    scheduled = pod.condition("PodScheduled")
-    if scheduled is not None and scheduled.reason == "SchedulingGated":
-        yield "Somebody holds it by scheduling gates (a queue such as Kueue); it is placed when they are taken away."
-        return
-    if scheduler not in around.served:
-        yield f"Its scheduler is {scheduler}; {several(sorted(around.served))} asks Tessera. Take schedulerName out of its manifest."
-    if scheduled is None or not scheduled.message:
-        yield f"No scheduler has tried it yet. Is {scheduler} running? (tessera doctor)"
-    if verdict is None:
-        yield "Nodes and pods can't be read with these rights, so why it finds no GPU can't be told."
-        return
-    if verdict.problem:
-        yield f"Its request makes no sense: {verdict.problem}"
-        return
-    if verdict.fits:
-        where = several(verdict.fits, most=_MOST_NODES)
-        yield f"By GPUs alone {where} would do: look at its CPU and memory, node selectors, taints and affinity."
-        return
-    if verdict.rejected and set(verdict.rejected) == verdict.never:
-        yield "No node will ever do, whoever leaves: change what it asks, or add such GPUs."
-        return
-    yield from _less(pod, asked_of(pod, around.config), around)
-
-
-def _less(pod: LookedPod, asked: Sequence[Ask], around: Surroundings) -> Iterable[str]:
-    config = around.config
-    best, largest = Capacity(around.nodes or (), around.pods or (), config).largest()
-    free = binary(best * config.memory_unit)
-    most = binary(largest * config.memory_unit)
-    if any(ask.request.whole for ask in asked):
-        yield f"A GPU is free as a whole only when every slice on it has ended; a slice of up to {free} would fit now."
-    else:
-        yield f"The most that is free on one GPU now is {free} (largest GPU: {most}): ask for less, or wait until pods end."
-    priority = pod.spec.priority or 0
-    lower = sum(
-        1
-        for each in around.pods or ()
-        if each.spec.node_name and not each.ended and (each.spec.priority or 0) < priority and asked_of(each, config)
-    )
-    if lower and pod.spec.preemption_policy != "Never":
-        yield f"{counted(lower, 'running pod')} with GPUs {'has' if lower == 1 else 'have'} a lower priority and may be preempted."

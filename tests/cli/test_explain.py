@@ -35,6 +35,13 @@ async def test_a_running_pod(cluster):
     assert all(line == line.rstrip() for line in out.splitlines())
 
 
+async def test_the_unit_of_its_profile(cluster):
+    cluster.node()
+    cluster.pod("cloud", 10, node="n1", labels={N.unit: "cloud", N.region: "cn-hangzhou"})
+    _, out, _ = await cluster.run("explain", "cloud")
+    assert "on n1 (unit cloud/cn-hangzhou)" in out
+
+
 async def test_a_pod_that_waits_for_room(cluster):
     cluster.node()
     for gpu in (A, B):

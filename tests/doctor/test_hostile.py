@@ -9,11 +9,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tessera.doctor import objects
+from tessera.doctor.advice import Surroundings
 from tessera.doctor.check import examine
 from tessera.doctor.checks import CHECKS
 from tessera.doctor.evidence import Look
 from tessera.doctor.finding import Examination
-from tessera.doctor.story import Surroundings, tell
+from tessera.doctor.story import tell
 from tessera.model.config import Config
 from tessera.model.names import names
 from tessera.report.plaintext import plain, plain_json
