@@ -26,70 +26,20 @@ def host_paths(config: Config, *, exempt: tuple[str, ...]) -> Policy:
         config: which folders.
         exempt: namespaces that it doesn't look at.
     """
-    below = sorted(path for path in config.guard.host_paths if not path.endswith("*"))
-    begun = sorted(path.removesuffix("*") for path in config.guard.host_paths if path.endswith("*"))
-    # The folder in which such names stand is above all of them.
-    bad = (
-        f"v.path == '/' || v.path.contains('/../') || v.path.endsWith('/..') || v.path.matches({text(_OTHERS_ROOT)})"
-        f" || {listed(below)}.exists(q, v.path == q || v.path.startsWith(q + '/') || q.startsWith(v.path + '/'))"
-        f" || {listed(begun)}.exists(q, v.path.startsWith(q) || q.startsWith(v.path + '/'))"
-    )
-    variables = (
-        FRESH,
-        (
-            "volumes",
-            (
-                "dyn(has(object.spec.volumes) ? object.spec.volumes : []).filter(v, has(v.hostPath) && (request.operation =="
-                " 'CREATE' || variables.fresh.exists(c, has(c.volumeMounts) && c.volumeMounts.exists(m, m.name == v.name))))"
-            ),
-        ),
-        (
-            "paths",
-            (
-                "variables.volumes.map(v, {'name': string(v.name), 'path': '/' + v.hostPath.path.split('/')"
-                ".filter(p, p != '' && p != '.').join('/')})"
-            ),
-        ),
-        ("bad", f"variables.paths.filter(v, {bad})"),
-        (
-            "mounting",
-            (
-                "variables.bad.size() == 0 ? [] : variables.fresh.filter(c, has(c.volumeMounts)"
-                " && c.volumeMounts.exists(m, m.name == variables.bad[0].name))"
-            ),
-        ),
-        (
-            "choosing",
-            (
-                "variables.fresh.filter(c, has(c.volumeMounts)"
-                f" && c.volumeMounts.exists(m, m.mountPath.contains({text(INJECTED)})))"
-            ),
-        ),
-    )
-    variables += (
-        (
-            "injecting",
-            (
-                "(has(object.metadata.annotations) ? object.metadata.annotations : {}).map(k, k).filter(k,"
-                f" k.contains({text(_CDI)}) && object.metadata.annotations[k].contains('nvidia.com/')"
-                " && !(oldObject != null && has(oldObject.metadata.annotations) && k in oldObject.metadata.annotations"
-                " && oldObject.metadata.annotations[k] == object.metadata.annotations[k]))"
-            ),
-        ),
-    )
     return Policy(
         name="tessera-host-paths",
         exempt=exempt,
         conditions=(NOT_MIRROR,),
-        variables=variables,
+        variables=(FRESH, *_volumes(_bad(config.guard.host_paths)), _choosing(), _injecting()),
         checks=(
             Check(
                 holds="variables.bad.size() == 0",
                 message=(
-                    "(variables.mounting.size() > 0 ? 'container \"' + variables.mounting[0].name + '\" mounts ' : 'the pod has ')"
-                    " + 'volume \"' + variables.bad[0].name + '\", hostPath ' + (variables.bad[0].path.matches('^[ -~]{1,256}$')"
-                    " ? variables.bad[0].path : '(unprintable)') + ', which reaches GPUs or their sockets on the host; mount a folder that holds none of guard.hostPaths,"
-                    " or let an administrator exempt the namespace'"
+                    "(variables.mounting.size() > 0 ? 'container \"' + variables.mounting[0].name + '\" mounts '"
+                    " : 'the pod has ') + 'volume \"' + variables.bad[0].name + '\", hostPath '"
+                    " + (variables.bad[0].path.matches('^[ -~]{1,256}$') ? variables.bad[0].path : '(unprintable)')"
+                    " + ', which reaches GPUs or their sockets on the host; mount a folder that holds none of"
+                    " guard.hostPaths, or let an administrator exempt the namespace'"
                 ),
                 summary="a hostPath volume reaches GPUs or their sockets on the host; mount another folder",
             ),
@@ -110,6 +60,57 @@ def host_paths(config: Config, *, exempt: tuple[str, ...]) -> Policy:
                 summary=f"an annotation {_CDI}… would inject GPUs; remove it",
             ),
         ),
+    )
+
+
+def _bad(protected: tuple[str, ...]) -> str:
+    """CEL about a volume ``v``: its path is, is below or is above a protected one."""
+    below = [path for path in protected if not path.endswith("*")]
+    begun = [path.removesuffix("*") for path in protected if path.endswith("*")]
+    return (
+        f"v.path == '/' || v.path.contains('/../') || v.path.endsWith('/..') || v.path.matches({text(_OTHERS_ROOT)})"
+        f" || {listed(below)}.exists(q, v.path == q || v.path.startsWith(q + '/') || q.startsWith(v.path + '/'))"
+        f" || {listed(begun)}.exists(q, v.path.startsWith(q) || q.startsWith(v.path + '/'))"
+    )
+
+
+def _volumes(bad: str) -> tuple[tuple[str, str], ...]:
+    """Variables: the volumes on the host that a request brings or mounts anew, those that are bad, and who mounts the first.
+
+    An update brings no volume, but an ephemeral container may mount one that was there before the policy was.
+    """
+    mounts = "has(c.volumeMounts) && c.volumeMounts.exists(m, m.name == "
+    volumes = (
+        "dyn(has(object.spec.volumes) ? object.spec.volumes : []).filter(v, has(v.hostPath)"
+        f" && (request.operation == 'CREATE' || variables.fresh.exists(c, {mounts}v.name))))"
+    )
+    paths = (
+        "variables.volumes.map(v, {'name': string(v.name), 'path': '/' + v.hostPath.path.split('/')"
+        ".filter(p, p != '' && p != '.').join('/')})"
+    )
+    mounting = f"variables.bad.size() == 0 ? [] : variables.fresh.filter(c, {mounts}variables.bad[0].name))"
+    return (
+        ("volumes", volumes),
+        ("paths", paths),
+        ("bad", f"variables.paths.filter(v, {bad})"),
+        ("mounting", mounting),
+    )
+
+
+def _choosing() -> tuple[str, str]:
+    """A variable: containers with a mount point that chooses GPUs. Steps back in it can't hide the folder's name."""
+    mount = f"c.volumeMounts.exists(m, m.mountPath.contains({text(INJECTED)}))"
+    return "choosing", f"variables.fresh.filter(c, has(c.volumeMounts) && {mount})"
+
+
+def _injecting() -> tuple[str, str]:
+    """A variable: annotations that a runtime may read as devices to inject, unless they were there before."""
+    new, old = "object.metadata.annotations", "oldObject.metadata.annotations"
+    there = f"oldObject != null && has({old}) && k in {old} && {old}[k] == {new}[k]"
+    return (
+        "injecting",
+        f"(has({new}) ? {new} : {{}}).map(k, k).filter(k, k.contains({text(_CDI)})"  # noqa: ISC004
+        f" && {new}[k].contains('nvidia.com/') && !({there}))",
     )
 
 

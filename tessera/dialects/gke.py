@@ -19,7 +19,7 @@ from tessera.dialects.amounts import text_count
 from tessera.dialects.dialect import Baggage, Context, Dialect, ForeignOptions, Reading
 from tessera.dialects.hami import COUNT
 from tessera.dialects.reader import ContainerReader, PodReader
-from tessera.dialects.trigger import VIRTUAL, Not, Resource, Text, Trigger, all_of
+from tessera.dialects.trigger import VIRTUAL, Not, Resource, Text, Trigger, all_of, any_of
 from tessera.model.errors import RequestError
 from tessera.model.request import container_request, mig_request
 
@@ -99,9 +99,11 @@ def _baggage(pod: PodReader, context: Context) -> Baggage:
 
 
 def _trigger(context: Context) -> Trigger:
-    keys = {STRATEGY, CLIENTS} | ({PARTITION} if context.option(GkeOptions).partitions else set())
-    selects = Text(where="nodeSelector", names=frozenset(keys))
-    return all_of(selects, Resource(names=frozenset({COUNT})), Not(VIRTUAL))
+    """An instance, also of a shared one, is left to GKE unless the options say otherwise."""
+    shared = Text(where="nodeSelector", names=frozenset({STRATEGY, CLIENTS}))
+    instance = Text(where="nodeSelector", names=frozenset({PARTITION}))
+    chosen = any_of(shared, instance) if context.option(GkeOptions).partitions else all_of(shared, Not(instance))
+    return all_of(chosen, Resource(names=frozenset({COUNT})), Not(VIRTUAL))
 
 
 def _model(accelerator: str) -> str:

@@ -208,9 +208,12 @@ def idle(pod: dict[str, Any]) -> bool:
     annotations = pod["metadata"].get("annotations") or {}
     if annotations.get("gpu-memory") == "0":
         return True  # refused beside other words of KAI's, left alone by itself
-    # CCE's fraction of a card is none beside HAMi's names, which may be nobody's where HAMi is off.
-    sides = [side for each in pod["spec"]["containers"] for side in each.get("resources", {}).values()]
-    return any("nvidia.com/gpu" in side and not side.keys().isdisjoint(HAMI) for side in sides)
+    # CCE's fraction of a card is none beside HAMi's names, which may be nobody's where HAMi is off; beside a number of cards
+    # of a shared product the number of replicas doesn't count.
+    every = (pod["spec"].get("initContainers") or []) + pod["spec"]["containers"]
+    beside = {*HAMI, "nvidia.com/gpu.shared"}
+    sides = [side for each in every for side in each.get("resources", {}).values()]
+    return any("nvidia.com/gpu" in side and not side.keys().isdisjoint(beside) for side in sides)
 
 
 def cases() -> list[dict[str, Any]]:
