@@ -22,7 +22,7 @@ async def proxied():
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     addresses = {"default/p:9465": f"127.0.0.1:{runner.addresses[0][1]}", "default/dead:1": "127.0.0.1:1"}
 
-    def allow(user, verb, target):
+    def allow(user, _verb, target):
         return user.name != "nobody" or target.subresource != "proxy"
 
     async with FakeApiServer(proxied_pods=addresses, authorize=allow) as fake:
