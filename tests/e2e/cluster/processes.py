@@ -150,6 +150,18 @@ class Processes:
         if name in self._record.processes:
             ended(self._record.processes[name], 5)
 
+    def with_argument(self, argument: str) -> list[Started]:
+        """Return those of our processes, children's children too, that were started with an argument."""
+        found = []
+        for each in marked(self._record.marker):
+            try:
+                arguments = Path(f"/proc/{each.pid}/cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if argument.encode() in arguments:
+                found.append(each)
+        return found
+
     def names(self) -> list[str]:
         """Return the names of what was started and not stopped."""
         return list(self._record.processes)

@@ -116,7 +116,8 @@ class Space:
         uid = pod["metadata"]["uid"]
 
         def told(node: dict[str, Any]) -> bool:
-            return json.loads(node["metadata"].get("annotations", {}).get(DRIFT, "{}")).get(uid) == expected
+            known: dict[str, Any] = json.loads(node["metadata"].get("annotations", {}).get(DRIFT, "{}"))
+            return known.get(uid) == expected
 
         self.api.wait(f"/api/v1/nodes/{self.cluster.settings.node}", told, seconds=15, what=f"shows {expected}")
 
