@@ -255,3 +255,52 @@ async def test_the_ledger_is_shown_to_prometheus(rig):
     assert value("tessera_gpus_idle") == 1
     assert value("tessera_gpu_compute_percent_held") == 30
     assert value("tessera_extender_cache_staleness_seconds", {"cache": "pods"}) < 10
+
+
+@pytest.mark.usefixtures("one_node")
+async def test_a_pod_that_failed_before_its_containers_ran_frees_at_once(rig):
+    await bound(rig, units=64, annotations=plan(units=64), phase="Pending")
+    failed = rig.server.get("pods", "p", "default")
+    failed["status"] = {"phase": "Failed", "reason": "UnexpectedAdmissionError"}
+    rig.server.put("pods", failed)
+    await rig.caught_up()
+    assert held(rig) == {1: 0, 2: 0}
+    assert await rig.schedule(rig.put_pod("next", units=64)) == "n1"
+
+
+async def test_foreign_use_is_not_offered(rig, pod, inventory):
+    rig.put_node("n1", inventory=inventory(64, held=40), allocatable={NAMES.memory_units: "64"})
+    await rig.caught_up()
+    assert (await rig.filter(pod("q", units=25), "n1"))["FailedNodes"] == {"n1": "needs 25 units, best GPU has 24"}
+    assert (await rig.filter(pod("q", units=24), "n1"))["NodeNames"] == ["n1"]
+    assert (await rig.filter(pod("q", whole=True), "n1"))["NodeNames"] == []
+    rig.put_node("n1", inventory=inventory(64), allocatable={NAMES.memory_units: "64"})
+    await rig.caught_up()
+    assert (await rig.filter(pod("q", whole=True), "n1"))["NodeNames"] == ["n1"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [({"state": "draining"}, "node's agent is draining"), ({"ready": False}, "node is not ready")],
+)
+async def test_a_node_that_is_leaving_is_not_offered_and_keeps_its_pods(rig, pod, one_node, facts, reason):
+    await bound(rig)
+    one_node(**facts)
+    await rig.caught_up()
+    assert (await rig.filter(pod("q", units=1), "n1"))["FailedNodes"] == {"n1": reason}
+    assert held(rig) == {1: 16, 2: 0}
+    assert reason in await rig.bind(rig.put_pod("q", units=1), "n1")
+
+
+@pytest.mark.usefixtures("one_node")
+async def test_a_gated_pod_is_bound_by_nobody_and_holds_nothing(rig):
+    """As Kueue holds pods back."""
+    gate = {"schedulingGates": [{"name": "kueue.x-k8s.io/admission"}]}
+    gated = rig.put_pod("gated", units=64, spec=gate)
+    await rig.caught_up()
+    assert "schedulingGates" in await rig.bind(gated, "n1")
+    assert held(rig) == {1: 0, 2: 0}
+    del gated["spec"]["schedulingGates"]
+    rig.server.put("pods", gated)
+    await rig.caught_up()
+    assert await rig.schedule(rig.server.get("pods", "gated", "default")) == "n1"
