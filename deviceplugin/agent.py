@@ -34,7 +34,7 @@ from deviceplugin.notices import Notices
 from deviceplugin.nvml.source import GpuSource
 from deviceplugin.placing import Placing
 from deviceplugin.podresources import PodResources
-from deviceplugin.pods import DECODER, NodePods, PodsEndpoint
+from deviceplugin.pods import NodePods, PodsEndpoint, watch_of
 from deviceplugin.prestart import PreStart
 from deviceplugin.processes import ProcessMap
 from deviceplugin.publish import Publisher, metadata
@@ -50,10 +50,7 @@ from deviceplugin.warmup import first_look, together
 from tessera.kube.client import ApiClient
 from tessera.kube.clock import Clock
 from tessera.kube.events import EventRecorder
-from tessera.kube.resources import PODS
-from tessera.kube.watch import WatchCache
 from tessera.model.config import Config
-from tessera.model.pod import Pod
 
 _log = logging.getLogger(__name__)
 
@@ -123,7 +120,7 @@ class Agent:
         self._clock = clock
         self.metrics = NodeMetrics(registry)
         self.board = Board(config().names)
-        self._cache = _pod_cache(client, node, clock=clock, rng=rng)
+        self._cache = watch_of(client, node, clock=clock, rng=rng)
         self.pods = NodePods(node, cache=self._cache, reader=client, kubelet=kubelet_pods)
         self._recorder = (
             EventRecorder(client, component="tessera-node", instance=node, clock=clock, rng=rng) if client else None
@@ -387,12 +384,6 @@ class Agent:
         finally:
             if telling is not None:
                 telling.cancel()
-
-
-def _pod_cache(client: ApiClient | None, node: str, *, clock: Clock, rng: Random) -> WatchCache[Pod] | None:
-    if client is None:
-        return None
-    return WatchCache(client, PODS, DECODER, clock=clock, rng=rng, fields=f"spec.nodeName={node}")
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

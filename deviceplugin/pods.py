@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from random import Random
 from typing import Final, Literal, Protocol
 
 import msgspec
@@ -17,6 +18,8 @@ import msgspec
 from deviceplugin.errors import KubeletError
 from deviceplugin.podresources import PodKey
 from tessera.kube.changes import Added, Change, Deleted
+from tessera.kube.client import ApiClient
+from tessera.kube.clock import Clock
 from tessera.kube.errors import KubeError
 from tessera.kube.reader import Reader
 from tessera.kube.resources import PODS
@@ -54,6 +57,13 @@ def uid_of(pod: Pod) -> str:
 def key_of(pod: Pod) -> PodKey:
     """Namespace and name."""
     return (pod.metadata.namespace, pod.metadata.name)
+
+
+def watch_of(client: ApiClient | None, node: str, *, clock: Clock, rng: Random) -> WatchCache[Pod] | None:
+    """A watch of the pods bound to a node; None without an API server."""
+    if client is None:
+        return None
+    return WatchCache(client, PODS, DECODER, clock=clock, rng=rng, fields=f"spec.nodeName={node}")
 
 
 class NodePods:
