@@ -38,6 +38,7 @@ def install(admin, recorder):
             for entry in configuration["webhooks"]:
                 path = entry["clientConfig"]["service"]["path"]
                 recorder.answer(f"/{name}{path}", paths.handlers[path])
+                entry["timeoutSeconds"] = 30  # the machine of a test may be busy
                 entry["clientConfig"] = recorder.client(f"/{name}{path}")
                 only = {"key": "kubernetes.io/metadata.name", "operator": "In", "values": [name]}
                 entry["namespaceSelector"] = {"matchExpressions": [only]}

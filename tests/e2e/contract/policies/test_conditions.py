@@ -42,6 +42,7 @@ class Gate:
         self.configuration: Any = webhook_configurations(config)[0]
         self.configuration["metadata"]["name"] = self.namespace
         for entry in self.configuration["webhooks"]:
+            entry["timeoutSeconds"] = 30  # the machine of a test may be busy
             entry["clientConfig"] = recorder.client(self._path)
             selected = {"key": "kubernetes.io/metadata.name", "operator": "In", "values": [self.namespace]}
             entry["namespaceSelector"] = {"matchExpressions": [selected]}
