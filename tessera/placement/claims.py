@@ -28,7 +28,7 @@ from tessera.placement.shape import profile_name
 _NOWHERE: Final[Places] = {}
 
 
-class Claim(msgspec.Struct, frozen=True):
+class Claim(msgspec.Struct, frozen=True, gc=False):
     """What one pod holds on its node.
 
     Attributes:
@@ -40,7 +40,7 @@ class Claim(msgspec.Struct, frozen=True):
     places: Places = _NOWHERE
 
 
-class Taken(msgspec.Struct, frozen=True):
+class Taken(msgspec.Struct, frozen=True, gc=False):
     """What a claim comes to on the GPUs that a node has now: by GPU id, what is held and which MIG instances."""
 
     holdings: dict[str, Holding]
@@ -76,10 +76,11 @@ def taken(
         else:
             where[ask.container] = tuple(place for place in places if place.gpu in gpus)
     instances = _instances(claim.asks, where, anywhere, gpus)
-    sliced = tuple(gpu.id for gpu in gpus.values() if not gpu.mig)
     on = {name: tuple(dict.fromkeys(place.gpu for place in places)) for name, places in where.items()}
-    on |= {ask.container: sliced for ask in anywhere}
-    capacity = {gpu.id: gpu.units for gpu in gpus.values()}
+    if anywhere:
+        sliced = tuple(gpu.id for gpu in gpus.values() if not gpu.mig)
+        on |= {ask.container: sliced for ask in anywhere}
+    capacity = {gpu: gpus[gpu].units for used in on.values() for gpu in used}
     holdings = pod_holdings(claim.asks, on, capacity=capacity, unit=unit)
     asked = {ask.container for ask in claim.asks}
     _add_unasked({name: told for name, told in reports.items() if name not in asked}, gpus, holdings, instances)

@@ -51,7 +51,7 @@ class GpuState:
         return f"GpuState({self.gpu.id}, {self.gpu.units} units, {self.held}, taken={sorted(self.taken)})"
 
 
-class Place(msgspec.Struct, frozen=True):
+class Place(msgspec.Struct, frozen=True, gc=False):
     """One GPU of a container, or one MIG instance on it."""
 
     gpu: str

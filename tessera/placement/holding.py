@@ -23,7 +23,7 @@ from tessera.model.request import ContainerRequest
 from tessera.model.tickets import Ask, units_of
 
 
-class Holding(msgspec.Struct, frozen=True):
+class Holding(msgspec.Struct, frozen=True, gc=False):
     """What is held on one GPU, by one container, one pod or all of them.
 
     Attributes:

@@ -124,7 +124,7 @@ class Ledger:
     def gpus(self, name: str) -> dict[str, Gpu]:
         """The node's GPUs by id, in its inventory's order."""
         book = self._books.get(name)
-        return {gpu: slot.gpu for gpu, slot in book.slots.items()} if book is not None else {}
+        return dict(book.gpus) if book is not None else {}
 
     def states(self, name: str, *, without: Collection[str] = (), soft: bool = False) -> list[GpuState]:
         """The node's GPUs with what is held on them now.
@@ -264,7 +264,11 @@ class Ledger:
         columns.closed[row] = book.closed.code if book.closed is not None else 0
         for gpu in gpus:
             slot = book.slots[gpu]
-            columns.hold(row, slot.index, slot.held, slot.soft)
+            held = slot.held
+            columns.hold(row, slot.index, held, slot.soft)
+            idle = slot.takes_slices and not held
+            book.empty += idle - slot.idle
+            slot.idle = idle
             if slot.gpu.mig:
                 self._write_instances(row, slot)
         columns.has_soft[row] = book.named
@@ -278,7 +282,7 @@ class Ledger:
         for index, slot in enumerate(book.slots.values()):
             gpu = slot.gpu
             columns.capacity[row, index] = gpu.units
-            columns.sliceable[row, index] = slot.takes_slices
+            columns.sliceable[row, index] = gpu.units > 0 and not gpu.mig
             columns.healthy[row, index] = gpu.health == "ok"
             columns.ident[row, index] = gpu_number(gpu.id)
             columns.model[row, index] = columns.model_number(gpu.model)

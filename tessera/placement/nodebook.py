@@ -30,12 +30,13 @@ Room = Mapping[str, tuple[int, ...]]
 class Slot:
     """One GPU of a node with what is held on it."""
 
-    __slots__ = ("_state", "booked", "gpu", "index", "instances", "soft", "soft_instances")
+    __slots__ = ("_state", "booked", "gpu", "idle", "index", "instances", "soft", "soft_instances")
 
     def __init__(self, gpu: Gpu, index: int) -> None:
         """Nothing is held yet."""
         self.gpu = gpu
         self.index = index
+        self.idle = False
         self._state: GpuState | None = None
         self.booked = NOTHING
         self.soft = NOTHING
@@ -49,8 +50,8 @@ class Slot:
 
     @property
     def takes_slices(self) -> bool:
-        """It is one to be sliced, not cut by MIG."""
-        return self.gpu.units > 0 and not self.gpu.mig
+        """It takes slices now: healthy and not cut by MIG."""
+        return self.gpu.health == "ok" and self.gpu.units > 0 and not self.gpu.mig
 
     def state(self) -> GpuState:
         """The GPU as `fit` takes it; made once per change, as most GPUs of a node have not changed since it was asked."""
@@ -80,7 +81,8 @@ class NodeBook:
         closed: why it takes no pods, or None.
         unit: bytes of one unit of its inventory, 0 without one.
         cpu: thousandths of a core that pods may request in all, None where the node does not say.
-        slots: its GPUs by id, in the inventory's order.
+        slots: its GPUs by id, in the inventory's order. gpus: the same without what is held on them.
+        size: of them, those that take slices now. empty: of those, the ones that hold nothing, as the ledger has counted.
     """
 
     __slots__ = (
@@ -91,8 +93,11 @@ class NodeBook:
         "_soft",
         "closed",
         "cpu",
+        "empty",
+        "gpus",
         "name",
         "row",
+        "size",
         "slots",
         "there",
         "unit",
@@ -107,6 +112,8 @@ class NodeBook:
         self.unit = 0
         self.cpu: int | None = None
         self.slots: dict[str, Slot] = {}
+        self.gpus: dict[str, Gpu] = {}
+        self.size = self.empty = 0
         self._known: set[str] = set()
         self._drift: Drift = _NO_DRIFT
         self._bookings: dict[str, tuple[Claim, Taken]] = {}
@@ -132,6 +139,9 @@ class NodeBook:
         if len(self._known) > 4 * MOST_GPUS:
             self._known = {gpu.id for gpu in gpus}
         self.slots = {gpu.id: Slot(gpu, index) for index, gpu in enumerate(gpus)}
+        self.gpus = {gpu.id: gpu for gpu in gpus}
+        self.size = sum(slot.takes_slices for slot in self.slots.values())
+        self.empty = 0
         self._recount()
         return True
 
@@ -140,6 +150,7 @@ class NodeBook:
         self.there = False
         self.closed = Reason.UNKNOWN_NODE
         self.unit, self.cpu, self.slots, self._drift, self._known = 0, None, {}, _NO_DRIFT, set()
+        self.gpus, self.size, self.empty = {}, 0, 0
         self._recount()
 
     # Bookings.
@@ -197,16 +208,6 @@ class NodeBook:
 
     # What is free.
 
-    @property
-    def size(self) -> int:
-        """GPUs that take slices now."""
-        return sum(slot.gpu.health == "ok" and slot.takes_slices for slot in self.slots.values())
-
-    @property
-    def empty(self) -> int:
-        """Those of them that hold nothing."""
-        return sum(slot.gpu.health == "ok" and slot.takes_slices and not slot.held for slot in self.slots.values())
-
     def states(self, *, without: Collection[str], soft: bool) -> list[GpuState]:
         """The GPUs with what is held on them, as `fit` takes them."""
         if not soft and not any(key in self._bookings for key in without):
@@ -243,8 +244,7 @@ class NodeBook:
     # Inside.
 
     def _count(self, key: str, claim: Claim) -> Taken:
-        gpus = {gpu: slot.gpu for gpu, slot in self.slots.items()}
-        return taken(claim, gpus, unit=self.unit or 1, reported=self._drift.get(key), known=self._known)
+        return taken(claim, self.gpus, unit=self.unit or 1, reported=self._drift.get(key), known=self._known)
 
     def _recount(self) -> None:
         for slot in self.slots.values():

@@ -134,41 +134,41 @@ class Measured:
             pieces: of its containers that ask for slices, with the GPUs that each may have.
         """
         tables = self._tables
-        before, after = self._cpu_place(block.cpu), self._cpu_place(block.cpu - cpu)
-        now = self._devices(block.kind, after, block.memory, block.calm)
-        lost = np.zeros(len(before), np.int64)
-        if (before != after).any():
-            lost = self._devices(block.kind, before, block.memory, block.calm).sum(axis=1) - now.sum(axis=1)
-        taken = np.zeros(len(before), np.int64)
-        places = np.arange(len(before))[:, None]
-        idle: IntArray | None = None
-        if self._gangs:
-            idle = ((block.memory == WHOLE) & (block.calm == WHOLE)).astype(np.int64)
-            devices = np.minimum(MOST_DEVICES, idle.sum(axis=1))
-            kind = block.kind.max(axis=1) * tables.sizes[1]
-            least = (kind + after) * (MOST_DEVICES + 1)
-            one = tables.gangs[least + devices] - tables.gangs[least + np.maximum(0, devices - 1)]
-            lost += tables.gangs[(kind + before) * (MOST_DEVICES + 1) + devices]
-        for piece, fits in pieces:
-            memory, calm = piece.after(block)
-            costs = now - self._devices(block.kind, after, memory, calm)
-            chosen = cheapest(costs if idle is None else costs + idle * one[:, None], fits, piece.gpus)
-            at = (places, chosen)
-            lost += costs[at].sum(axis=1)
-            if idle is not None:
-                devices = devices - idle[at].sum(axis=1)
-            if not self._plain:
-                free = self._free(block.memory[at], block.calm[at]) - self._free(memory[at], calm[at])
-                taken += free.sum(axis=1)
+        cpus = np.stack([block.cpu, block.cpu - cpu])
+        before, after = self._cpu_place(cpus)
+        # One pass over everything: the nodes before, beside the pod's CPU alone, and with each piece on each GPU. A decision
+        # looks at few nodes, so it costs what the number of calls costs.
+        states = [(block.memory, block.calm), *(piece.after(block) for piece, _ in pieces)]
+        steps = [after] * len(states)
+        same = bool((before == after).all())
+        if not same:
+            states.append((block.memory, block.calm))
+            steps.append(before)
+        memory, calm = np.stack([m for m, _ in states]), np.stack([c for _, c in states])
+        free = np.minimum(memory, calm)
+        worth = self._devices(block.kind, np.stack(steps)[:, :, None], memory, calm, free)
+        now, free = worth[0], self._mixed(free, memory)
+        lost = np.zeros(len(after), np.int64) if same else worth[-1].sum(axis=1) - now.sum(axis=1)
+        total = free[0].sum(axis=1)
+        rest = total
+        places = np.arange(0, now.size, now.shape[1])[:, None]
+        gangs = _Gangs(tables, block, before, after) if self._gangs else None
+        for number, (piece, fits) in enumerate(pieces, 1):
+            costs = now - worth[number]
+            chosen = cheapest(costs if gangs is None else costs + gangs.costs(), fits, piece.gpus) + places
+            lost += costs.take(chosen).sum(axis=1)
+            rest = rest - (free[0].take(chosen) - free[number].take(chosen)).sum(axis=1)
+            if gangs is not None:
+                gangs.take(chosen)
             if self._cards:
-                share = np.maximum(block.memory[at] - memory[at], block.calm[at] - calm[at]).sum(axis=1)
-                lost += share * tables.card[block.kind[at][:, 0]]
-        if idle is not None:
-            lost -= tables.gangs[least + np.maximum(0, devices)]
+                share = np.maximum(block.memory - memory[number], block.calm - calm[number])
+                lost += share.take(chosen).sum(axis=1) * tables.card[block.kind.take(chosen[:, 0])]
+        if gangs is not None:
+            lost += gangs.lost()
         if self._plain:
             return np.searchsorted(_SQUASHED, -lost, side="right").astype(np.int64)
-        total = self._free(block.memory, block.calm).sum(axis=1)
-        lost += self._balance(total - taken, block.cpu - cpu) - self._balance(total, block.cpu)
+        lack = self._balance(np.stack([total, rest]), cpus)
+        lost += lack[1] - lack[0]
         return np.asarray((gain - lost) // (ONE * tables.measure.step), np.int64)
 
     def chooser(self, shape: Shape, row: IntArray, cpu: int, names: Named) -> Chooser:
@@ -199,25 +199,24 @@ class Measured:
             worth += memory * tables.usable_memory.item(at) + self._worth_memory.item(kind * (WHOLE + 1) + memory)
         return int(worth)
 
-    def _devices(self, kind: IntArray, cpu: IntArray, memory: IntArray, calm: IntArray) -> IntArray:
+    def _devices(self, kind: IntArray, cpu: IntArray, memory: IntArray, calm: IntArray, free: IntArray) -> IntArray:
         """What devices are worth beside so much CPU: what of them is usable and what the rest is worth, less their weight."""
         tables = self._tables
         _, steps, sizes, computes = tables.sizes
-        free = np.minimum(memory, calm)
-        at = (kind * steps + cpu[:, None]) * sizes + tables.memory_step[memory]
-        found: IntArray = free * tables.usable[at * computes + tables.compute_step[calm]]
-        found += self._worth[kind * (WHOLE + 1) + free]
+        at = (kind * steps + cpu) * sizes + tables.memory_step.take(memory)
+        found: IntArray = free * tables.usable.take(at * computes + tables.compute_step.take(calm))
+        kind = kind * (WHOLE + 1)
+        found += self._worth.take(kind + free)
         if tables.by_memory:
-            found += memory * tables.usable_memory[at] + self._worth_memory[kind * (WHOLE + 1) + memory]
+            found += memory * tables.usable_memory.take(at) + self._worth_memory.take(kind + memory)
         return found
 
     def _cpu_place(self, cpu: IntArray) -> IntArray:
         return np.searchsorted(self._tables.cpu_steps, cpu, side="right").astype(np.int64)
 
-    def _free(self, memory: IntArray, calm: IntArray) -> IntArray:
+    def _mixed(self, free: IntArray, memory: IntArray) -> IntArray:
         """Idle thousandths in the mixture in which pods ask for both dimensions or memory alone."""
         tables = self._tables
-        free: IntArray = np.minimum(memory, calm)
         if not tables.by_memory:
             return free
         return np.asarray(((ONE - tables.memory_part) * free + tables.memory_part * memory) // ONE, np.int64)
@@ -226,9 +225,37 @@ class Measured:
         """Idle GPU without the CPU to use it, squared over what is idle: the more of it, the worse each bit."""
         tables = self._tables
         if not tables.ratio:
-            return np.zeros(len(idle), np.int64)
+            return np.zeros_like(idle)
         lacking = np.maximum(0.0, tables.measure.balance * tables.ratio * idle - cpu) / tables.ratio
         return np.asarray(np.rint(ONE * (lacking * lacking / (idle + tables.measure.slack))), np.int64)
+
+
+class _Gangs:
+    """What idle devices of some nodes are worth to requests for several whole ones, as they are taken."""
+
+    __slots__ = ("_before", "_devices", "_idle", "_least", "_table")
+
+    def __init__(self, tables: Tables, block: Block, before: IntArray, after: IntArray) -> None:
+        self._table = tables.gangs
+        self._idle = ((block.memory == WHOLE) & (block.calm == WHOLE)).astype(np.int64)
+        self._devices = np.minimum(MOST_DEVICES, self._idle.sum(axis=1))
+        kind = block.kind.max(axis=1) * tables.sizes[1]
+        self._least = (kind + after) * (MOST_DEVICES + 1)
+        self._before = self._table.take((kind + before) * (MOST_DEVICES + 1) + self._devices)
+
+    def costs(self) -> IntArray:
+        """Of each device, what one idle device less costs."""
+        at = self._least + self._devices
+        one = self._table.take(at) - self._table.take(np.maximum(self._least, at - 1))
+        return np.asarray(self._idle * one[:, None], np.int64)
+
+    def take(self, chosen: IntArray) -> None:
+        """Take devices, at flat places."""
+        self._devices = np.maximum(0, self._devices - self._idle.take(chosen).sum(axis=1))
+
+    def lost(self) -> IntArray:
+        """What the nodes are worth less."""
+        return np.asarray(self._before - self._table.take(self._least + self._devices), np.int64)
 
 
 class Chooser:

@@ -32,7 +32,9 @@ from tessera.placement.whynot import closed_codes, explain, free_instances, wish
 MOST_SHAPES: Final = 512
 """Shapes kept; at 5,000 nodes each costs 80 kB, and 120 kB more once it was refused."""
 SLOTS_AT_ONCE: Final = 16_384
-"""GPUs judged before others get the loop: about 3 ms."""
+"""GPUs judged before others get the loop: about 1 ms, five times as much on a slow and busy machine."""
+_BLOCK: Final = 8192
+"""GPUs judged by one pass over the arrays: 5,000 x 8 at once take 6.4 ms, in blocks that stay in the cache 2.1 ms."""
 _NOTHING: Final = np.zeros(0, np.int64)
 
 
@@ -146,7 +148,7 @@ class Scores:
         found = self._find(shape)
         stale = found.stale()
         if len(stale):
-            self._judge(found, stale)
+            self._judge_all(found, stale)
             found.pending = _NOTHING
         return found
 
@@ -158,7 +160,7 @@ class Scores:
         if len(stale) <= most:
             found.pending = stale
             return True
-        self._judge(found, stale[:most])
+        self._judge_all(found, stale[:most])
         found.pending = stale[most:]
         return False
 
@@ -195,6 +197,11 @@ class Scores:
                 found.generation, found.seen, found.pending = self.pricing.generation, -1, _NOTHING
                 found.gain = self.pricing.measured(shape.wishes.policy).gain(shape)
         return found
+
+    def _judge_all(self, found: ShapeRow, rows: IntArray) -> None:
+        step = max(1, _BLOCK // self._columns.width)
+        for first in range(0, len(rows), step):
+            self._judge(found, rows[first : first + step])
 
     def _judge(self, found: ShapeRow, rows: IntArray) -> None:
         """Judge these nodes anew: where the shape fits and how well, also beside what was named."""

@@ -27,6 +27,8 @@ LARGEST_FILE: Final = 1 << 22
 _TOP: Final = 1e12
 """Weights grow from pod to pod; here they are scaled back."""
 _FIRST_NEWS: Final = 16
+_DRIFT: Final = 0.03
+"""Share of all pods that must ask something else than before."""
 
 
 class Demand(msgspec.Struct, frozen=True):
@@ -129,6 +131,8 @@ class Workload:
         self._growth = 2.0 ** (1 / half_life)
         self._weight = 1.0
         self._news = 0.0
+        self._made: dict[Demand, float] = {}
+        self._made_of = 0.0
 
     def saw(self, demand: Demand) -> None:
         """A pod that asks this has come."""
@@ -147,13 +151,20 @@ class Workload:
         return {demand: weight / self._weight for demand, weight in self.counts.items()}
 
     def news(self) -> bool:
-        """Whether so much has been seen since this was last true that what was made of it should be made anew.
+        """Whether what was made of the counts when this was last true should be made anew: they have drifted, or doubled.
 
-        That is a tenth of everything, so the work done for it stays a fixed share of all work, however long it goes on.
+        Looked at whenever a tenth more was seen, so the work done for it stays a fixed share of all work.
         """
         if self._news < max(_FIRST_NEWS * self._weight, 0.1 * self.total):
             return False
         self._news = 0.0
+        weight = self.total / self._weight
+        parts = {demand: count / self.total for demand, count in self.counts.items()}
+        changed = sum(abs(part - self._made.get(demand, 0.0)) for demand, part in parts.items())
+        changed += sum(part for demand, part in self._made.items() if demand not in parts)
+        if changed < 2 * _DRIFT and weight < 2 * self._made_of:
+            return False
+        self._made, self._made_of = parts, weight
         return True
 
     def _add(self, demand: Demand, weight: float) -> None:
