@@ -159,7 +159,7 @@ class Registrar:
             return
         if self._clock.monotonic() < self._again_at:
             return
-        results = await asyncio.gather(*(self._renew(resource, kubelet) for resource in broken), return_exceptions=True)
+        results = await asyncio.gather(*(self._renew(resource) for resource in broken), return_exceptions=True)
         problems = [error for error in results if error is not None]
         for error in problems:
             if not isinstance(error, AdvertiseError | KubeletError):
@@ -180,7 +180,7 @@ class Registrar:
         idle = server.idle_since is not None and now - server.idle_since > STREAM_WITHIN
         return idle and now - self._tried_at.get(resource, 0.0) > STREAM_WITHIN
 
-    async def _renew(self, resource: str, kubelet: Stamp) -> None:
+    async def _renew(self, resource: str) -> None:
         """Serve one resource anew and register it.
 
         Raises:
@@ -198,7 +198,11 @@ class Registrar:
         await server.start(os.path.join(self._folder, endpoint))
         self._servers[resource] = server
         await self._register(resource, endpoint)
-        self._known_to[resource] = kubelet
+        # Looked at afterwards: on a busy machine a kubelet may have come since the last look, and it is the one that has
+        # answered. Had it come after the answer, it would have removed our socket, which is looked at too.
+        kubelet = stamp(os.path.join(self._folder, SOCKET))
+        if kubelet is not None:
+            self._known_to[resource] = kubelet
         self._metrics.registrations.labels(resource).inc()
         _log.info("%s registered with the kubelet as %s", resource, endpoint)
 
