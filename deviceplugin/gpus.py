@@ -80,7 +80,14 @@ class GpuSide:
         health = config().health
         self.health = HealthTable(registry=registry)
         self.health.configure(ignore_xids=health.ignore_xids, recover_after=health.recover_after)
-        self.monitor = Monitor(tenants, processes.locate, unit=board.names.memory_unit, registry=registry, settled=True)
+        self.monitor = Monitor(
+            tenants,
+            processes.locate,
+            unit=board.names.memory_unit,
+            registry=registry,
+            settled=True,
+            own=lambda: mps.servers if mps is not None else frozenset(),
+        )
         self.injector = Injector(board.names)
         self._mps = mps
         if mps is not None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Final, NamedTuple, Protocol
 
 import msgspec
@@ -163,6 +164,7 @@ class Monitor:
         unit: int,
         registry: CollectorRegistry | None = None,
         settled: bool = False,
+        own: Callable[[], AbstractSet[int]] = frozenset,
     ) -> None:
         """Begin with nothing seen.
 
@@ -172,12 +174,14 @@ class Monitor:
             unit: bytes of one memory unit.
             registry: where to count; None counts nowhere.
             settled: the ledger is complete at the first look, so what is foreign then has been so for long.
+            own: processes that serve the tenants themselves, such as MPS servers; the headroom is for them.
         """
         self._slices = slices
         self._locate = locate
         self._unit = unit
         self._samples: dict[str, GpuSample] = {}
         self._looks: dict[str, _GpuLook] = {}
+        self._own = own
         self._patience = 0.0 if settled else SETTLE
         self._foreign_from: dict[_Foreign, float] = {}
         self._alone_since: dict[str, float] = {}
@@ -247,7 +251,8 @@ class Monitor:
     def _look(self, gpu: GpuFacts, sample: GpuSample, tenants: Mapping[str, Mapping[str, Tenant]]) -> _GpuLook:
         look = _GpuLook(usage=[], foreign={}, pods=set(), blind=sample.processes is None)
         sums: dict[Owner, tuple[int, int]] = {}
-        for process in sample.processes or ():
+        own = self._own()
+        for process in (each for each in sample.processes or () if each.pid not in own):
             place = self._locate(process.pid)
             if place == "gone":
                 # NVML lists a process for a while after its end.

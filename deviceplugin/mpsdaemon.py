@@ -35,6 +35,7 @@ FIRST_WAIT: Final = 1.0
 LONGEST_WAIT: Final = 60.0
 _POLL: Final = 0.1
 _LONGEST: Final = 64 * 1024
+_MOST_SERVERS: Final = 64
 
 
 class MpsDaemon:
@@ -65,6 +66,8 @@ class MpsDaemon:
         self._lost: list[Callable[[], None]] = []
         self.problem: str | None = "the MPS daemon has not been asked yet"
         """Why no guarantee rests on it, None while it answers."""
+        self.servers: frozenset[int] = frozenset()
+        """Its servers' processes; what they hold on the GPUs is nobody's slice and no foreign use."""
         self.starts = 0
 
     def subscribe(self, callback: Callable[[], None]) -> None:
@@ -116,8 +119,12 @@ class MpsDaemon:
             return reason
         try:
             await self._ask("get_default_active_thread_percentage")
+            printed = (await self._ask("get_server_list")).split()[:_MOST_SERVERS]
         except MpsError as error:
             return str(error)
+        numbers = (int(word) for word in printed if word.isascii() and word.isdecimal() and len(word) < 10)
+        # A daemon in another PID namespace counts otherwise than we do.
+        self.servers = frozenset(filter(_is_daemon, numbers))
         return None
 
     def _unfit(self) -> str | None:
@@ -252,7 +259,7 @@ def _is_daemon(pid: int) -> bool:
     """Whether a number from a file of long ago is still a daemon's."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return b"mps" in file.read(_LONGEST)
+            return b"nvidia-cuda-mps" in file.read(_LONGEST)
     except OSError:
         return False
 

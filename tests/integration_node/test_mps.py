@@ -39,7 +39,7 @@ def mps(folder, monkeypatch, pid):  # noqa: ARG001 - ends the daemon
     monkeypatch.setattr(mpsdaemon, "FIRST_WAIT", 1.0)
     control = Path(__file__).parents[1] / "node_gpu" / "mps_control.py"
     program = Path(folder) / "nvidia-cuda-mps-control"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E {control} "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E -X as=nvidia-cuda-mps-control {control} "$@"\n')
     program.chmod(0o755)
     return MpsDaemon(
         f"{folder}/mps", str(program), clock=SystemClock(), environ=os.environ, shm=f"{folder}/mps/shm"

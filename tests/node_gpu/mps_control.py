@@ -26,9 +26,16 @@ def serve():
                 heard.append(command)
                 (PIPES / "heard").write_text("\n".join(heard))
                 with contextlib.suppress(BrokenPipeError):  # whoever asked has given up
-                    client.sendall(b"100.0\n" if command.startswith("get_") else b"\n")
+                    client.sendall(answer(command))
                 if command == "quit":
                     return
+
+
+def answer(command):
+    if command == "get_server_list":
+        servers = PIPES / "servers"
+        return servers.read_bytes() if servers.exists() else b"\n"
+    return b"100.0\n" if command.startswith("get_") else b"\n"
 
 
 def ask():

@@ -173,6 +173,16 @@ def test_what_is_foreign_at_the_first_look_of_a_settled_ledger_counts_at_once(wo
     assert monitor.feed(tick_of(2, gpu, gpu0=using(p5=UNIT, p6=UNIT))).held == {gpu.id: 1}
 
 
+def test_what_is_the_nodes_own_takes_nothing_from_anybody(world, facts_of, tick_of) -> None:
+    own: set[int] = set()
+    monitor = Monitor(world, world.locate, unit=UNIT, settled=True, own=lambda: own)
+    gpu = facts_of(0)
+    world.places[5] = "host"
+    assert monitor.feed(tick_of(1, gpu, gpu0=using(p5=UNIT))).held == {gpu.id: 1}
+    own.add(5)
+    assert monitor.feed(tick_of(2, gpu, gpu0=using(p5=UNIT))).held == {}
+
+
 def test_a_container_that_was_just_started_is_never_called_foreign(world, monitor, facts_of, tick_of) -> None:
     gpu = facts_of(0)
     world.run(7)

@@ -143,7 +143,7 @@ def test_on_gpus_that_are_shared_by_it_every_container_is_a_client(facts_of):
 def program(tmp_path):
     path = tmp_path / "nvidia-cuda-mps-control"
     script = Path(__file__).with_name("mps_control.py")
-    path.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E {script} "$@"\n')
+    path.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E -X as=nvidia-cuda-mps-control {script} "$@"\n')
     path.chmod(0o755)
     return path
 
@@ -196,6 +196,16 @@ async def test_a_daemon_is_started_and_told_its_defaults_by_index(make_daemon, f
     assert "set_default_device_pinned_mem_limit 1 15360M" in heard
     assert (folder / "pipe").stat().st_mode & 0o777 == 0o755
     assert (folder / "shm").stat().st_mode & 0o7777 == 0o1777
+
+
+async def test_its_servers_are_known_as_long_as_it_answers(make_daemon, folder):
+    daemon = make_daemon()
+    await until(lambda: daemon.problem is None)
+    assert daemon.servers == frozenset()
+    # The stand-in has none; its own number is one of MPS, ours is not.
+    server = pid_in(folder)
+    (folder / "pipe" / "servers").write_text(f"{server}\n{os.getpid()}\nnone\n99999999999999999999\n")
+    await until(lambda: daemon.servers == {server})
 
 
 async def test_one_that_dies_is_said_and_started_again(make_daemon, folder):
