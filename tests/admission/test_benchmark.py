@@ -21,3 +21,5 @@ def test_it_prints_its_figures():
     assert figures["reviews_per_second"] > 0
     assert 0 < figures["p50_ms"] <= figures["p99_ms"] <= figures["max_ms"]
     assert figures["connections"] == 8
+    assert 0 < figures["mutation_us"] < figures["handler_us"]
+    assert 5500 < figures["pure_bytes"] < 6500
