@@ -67,13 +67,16 @@ def cost(victims: Victims) -> tuple[int, int, int]:
     )
 
 
-def choose(kept: Kept, without: Without, holders: Iterable[Holder]) -> Generator[None, None, Victims | None]:
+def choose(
+    kept: Kept, without: Without, holders: Iterable[Holder], *, smaller: bool = True
+) -> Generator[None, None, Victims | None]:
     """Search one node.
 
     Args:
         kept: what the pod asks.
         without: the node's GPUs.
         holders: who might go.
+        smaller: try smaller sets too, which can take 400 steps; without that, nobody is ended in vain either.
 
     Yields:
         Nothing, every few steps.
@@ -97,7 +100,7 @@ def choose(kept: Kept, without: Without, holders: Iterable[Holder]) -> Generator
         if step % PAUSE == 0:
             yield
     found = tuple(victims)
-    if len(found) > 1:
+    if smaller and len(found) > 1:
         fewer = yield from _fewer(kept, without, order[::-1], len(found))
         found = fewer or found
     return tuple(sorted(found, key=lambda each: each.key))

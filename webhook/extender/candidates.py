@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 TOGETHER: Final = 16
 """Nodes looked at before others get the loop: 100 us each, where nobody can go."""
+SEARCHED: Final = 16
+"""Nodes on which smaller sets of victims are looked for."""
 CRITICAL: Final = 2_000_000_000
 """system-cluster-critical; such pods are nobody's victims, whatever the priority of who waits."""
 _STATIC: Final = ("kubernetes.io/config.mirror", "kubernetes.io/config.source")
@@ -46,18 +48,22 @@ class Candidates:
 
     async def best(self, pod: Rejected) -> tuple[str, Victims] | None:
         """The node and its victims (none where enough is going already); None where nobody's going would help."""
-        found: tuple[tuple[int, int, int], str, Victims] | None = None
+        found: list[tuple[tuple[int, int, int], str, Victims]] = []
         for count, name in enumerate(sorted(pod.listed.names), 1):
-            victims = await through(self.on(pod.kept, name, uid=pod.uid, priority=pod.priority))
+            victims = await through(self.on(pod.kept, name, uid=pod.uid, priority=pod.priority, smaller=False))
             if victims is not None:
-                key = (cost(victims), name, victims)
-                if found is None or key[:2] < found[:2]:
-                    found = key
+                found.append((cost(victims), name, victims))
                 if not victims:
-                    break
+                    return name, victims
             if count % TOGETHER == 0:
                 await asyncio.sleep(0)
-        return None if found is None else found[1:]
+        # Smaller sets cost hundreds of steps a node, so they are looked for where a set is small already.
+        found.sort(key=lambda each: each[:2])
+        for at, (_, name, victims) in enumerate(found[:SEARCHED]):
+            if len(victims) > 1:
+                fewer = await through(self.on(pod.kept, name, uid=pod.uid, priority=pod.priority)) or victims
+                found[at] = (cost(fewer), name, fewer)
+        return min(found, key=lambda each: each[:2])[1:] if found else None
 
     def still(self, pod: Rejected, node: str, victims: Victims) -> bool:
         """Whether a node's search would end the same way now; others have had the loop since."""
@@ -69,7 +75,14 @@ class Candidates:
         return not isinstance(place(pod.kept.asks, pod.kept.shape, states), Rejection)
 
     def on(
-        self, kept: Kept, node: str, *, uid: str, priority: int, gone: Collection[str] = ()
+        self,
+        kept: Kept,
+        node: str,
+        *,
+        uid: str,
+        priority: int,
+        gone: Collection[str] = (),
+        smaller: bool = True,
     ) -> Generator[None, None, Victims | None]:
         """Search one node.
 
@@ -79,6 +92,7 @@ class Candidates:
             uid: of the pod.
             priority: of the pod.
             gone: UIDs of pods that go anyway.
+            smaller: try smaller sets too, see `choose`.
         """
         ledger, keeper = self._cluster.ledger, self._cluster.keeper
         closed = ledger.closed(node)
@@ -107,7 +121,7 @@ class Candidates:
         ]
         if not holders and isinstance(place(kept.asks, kept.shape, without(())), Rejection):
             return None
-        return (yield from choose(kept, without, holders))
+        return (yield from choose(kept, without, holders, smaller=smaller))
 
     def _holder(self, uid: str, taken: Taken, node: str, priority: int) -> Holder | None:
         pod = self._cluster.pods.by_uid(uid)
