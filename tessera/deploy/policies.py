@@ -3,7 +3,8 @@
 A webhook that is asked about every pod of a cluster is a way to stop the cluster, so denials are policies. Two kinds:
 
 * what a pod may not say, since it would see GPUs that nobody gave it, or lift the limits of its slice: environment
-  (`tessera.deploy.environment`), host paths and privileged containers (`tessera.deploy.hostpaths`), outside exempt namespaces;
+  (`tessera.deploy.environment`), host paths and privileged containers (`tessera.deploy.hostpaths`), NVIDIA's runtime
+  (`tessera.deploy.runtimeclass`), outside exempt namespaces;
 * who may write what our parts believe: annotations and labels of ours on pods, Bindings and Nodes, everywhere
   (`tessera.deploy.writers`).
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 from tessera.deploy.environment import environment
 from tessera.deploy.hostpaths import host_paths, privileged
 from tessera.deploy.policy import Object, objects
+from tessera.deploy.runtimeclass import runtime_class
 from tessera.deploy.writers import Accounts, agents, bindings, nodes, pods
 from tessera.model.config import Config
 
@@ -46,6 +48,7 @@ def policies(
         environment(config, exempt=exempt),
         host_paths(config, exempt=exempt),
         privileged(config, exempt=exempt),
+        runtime_class(config, exempt=exempt),
         pods(config, accounts),
         bindings(config, accounts),
         nodes(config, accounts),

@@ -176,6 +176,7 @@ class Guard(_Strict, frozen=True, kw_only=True):
         driver_capabilities: what NVIDIA_DRIVER_CAPABILITIES may list.
         host_paths: folders that pods may neither mount nor reach through a folder above them; one that ends in ``*``
             stands for every name that begins so.
+        runtime_classes: of NVIDIA's runtime; only pods that ask for a GPU may name them.
         trusted: users and groups that may write our annotations beside our own service accounts (a backup tool, say).
     """
 
@@ -199,6 +200,11 @@ class Guard(_Strict, frozen=True, kw_only=True):
         "/tmp/nvidia-mps*",  # noqa: S108 - where an MPS daemon listens unless told otherwise
         "/run/tessera",
         "/var/run/tessera",
+    )
+    runtime_classes: tuple[Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")], ...] = (
+        "nvidia",
+        "nvidia-cdi",
+        "nvidia-legacy",
     )
     trusted: tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=253)], ...] = ()
 

@@ -111,6 +111,34 @@ def test_privilege_and_a_gpu_do_not_go_together(gate):
     assert gate.refusals(pod(asking, {"name": "b", "securityContext": {"privileged": False}})) == []
 
 
+@pytest.mark.parametrize(
+    ("resources", "passes"),
+    [
+        ({}, False),
+        ({"limits": {"cpu": "1", "example.com/nic": "1"}}, False),
+        ({"limits": {"nvidia.com/gpu": "0"}}, False),
+        ({"limits": {"nvidia.com/gpu": "1"}}, True),
+        ({"requests": {"nvidia.com/mig-1g.10gb": "1"}}, True),
+        ({"limits": {"aliyun.com/gpu-mem": "3"}}, True),
+        (LIMITS, True),
+    ],
+    ids=str,
+)
+def test_nvidias_runtime_is_for_pods_that_ask(gate, resources, passes):
+    for body in (
+        pod({"name": "main", "resources": resources}, runtimeClassName="nvidia"),
+        pod(
+            {"name": "main"}, initContainers=[{"name": "first", "resources": resources}], runtimeClassName="nvidia-cdi"
+        ),
+    ):
+        assert (gate.refusals(body) == []) == passes
+        assert gate.refusals(body, namespace="kube-system") == []
+    (message,) = gate.refusals(pod(runtimeClassName="nvidia"))
+    assert message.startswith('tessera-runtime-class: container "main" would see the GPUs that its image asks for')
+    assert gate.refusals(pod(runtimeClassName="gvisor")) == []
+    assert gate.refusals(pod(runtimeClassName="nvidia", resourceClaims=[{"name": "gpu"}])) == []
+
+
 def test_what_admission_writes_passes(gate, make):
     """Pods of every dialect after admission, and the repair of a CNI pod, have nothing that the guard denies."""
     seen = 0

@@ -60,6 +60,7 @@ OFFENDERS: dict[str, tuple[str, Object]] = {
         "/api/v1/namespaces/default/pods",
         pod(containers=[container(tickets=1, securityContext={"privileged": True})]),
     ),
+    "tessera-runtime-class": ("/api/v1/namespaces/default/pods", pod(runtimeClassName="nvidia")),
     "tessera-pod-annotations": (
         "/api/v1/namespaces/default/pods",
         carrying(pod(), annotations={NAMES.plan: "{}"}),
@@ -79,6 +80,9 @@ def lone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lone]:
     with Lone(tmp_path_factory.mktemp("lone"), machine.binaries(), Settings().logs / "lone") as lone:
         lone.start()
         lone.api(ADMIN).post("/api/v1/namespaces", {"metadata": {"name": "tessera-system"}})
+        for name in ("nvidia", "plain"):
+            body = {"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": name}, "handler": name}
+            lone.api(ADMIN).apply(body)
         yield lone
 
 
@@ -86,6 +90,10 @@ def lone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lone]:
 def guarded(lone: Lone) -> Lone:
     """The API server with the policies in force: one is a moment after it is there, so each is seen to deny."""
     admin = lone.api(ADMIN)
+    for name in ("nvidia", "plain"):
+        admin.apply(
+            {"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": name}, "handler": name}
+        )
     admin.post("/api/v1/nodes", {"metadata": {"name": "n1"}})
     admin.post("/api/v1/nodes", {"metadata": {"name": "n2"}})
     agent = lone.as_account("tessera-node", node="n1")

@@ -152,6 +152,18 @@ def test_a_gpu_without_privilege_and_privilege_without_a_gpu_are_fine(admin, pod
     assert refusal(admin, "POST", pods, pod(containers=[plain])) == ""
 
 
+def test_nvidias_runtime_is_for_pods_that_ask(admin, pods):
+    said = refusal(admin, "POST", pods, pod(runtimeClassName="nvidia"))
+    assert "tessera-runtime-class" in said
+    assert "would see the GPUs that its image asks for" in said
+    zero = container() | {"resources": {"limits": {"nvidia.com/gpu": "0"}}}
+    assert "tessera-runtime-class" in refusal(admin, "POST", pods, pod(containers=[zero], runtimeClassName="nvidia"))
+    assert refusal(admin, "POST", pods, pod(runtimeClassName="plain")) == ""
+    for name in (NAMES.memory_units, "nvidia.com/gpu", "nvidia.com/mig-1g.10gb"):
+        asking = container() | {"resources": {"limits": {name: "1"}}}
+        assert refusal(admin, "POST", pods, pod(containers=[asking], runtimeClassName="nvidia")) == ""
+
+
 @pytest.mark.parametrize("exempt", ["kube-system", "tessera-system"])
 def test_exempt_namespaces_are_not_looked_at(admin, exempt):
     said = refusal(
