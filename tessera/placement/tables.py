@@ -68,6 +68,7 @@ class Tables:
     """One state of the workload and the cards, as tables.
 
     Attributes:
+        counts: weight by request, with what is supposed beside what was seen.
         cpu_steps: amounts of CPU; a node's place among them is its second index.
         memory_step, compute_step: places of 0..1000 free thousandths among the amounts asked.
         usable: A of requests that ask for compute too, flat, by kind, CPU, memory and compute steps.
@@ -85,9 +86,9 @@ class Tables:
         """Make the tables; takes a few milliseconds."""
         self.measure = measure
         self.stock = stock
+        self.counts = _supposed(counts, stock, measure)
         kinds = max(1, len(stock.kinds))
-        counts = _supposed(counts, stock, measure)
-        everything = [(demand, weight) for demand, weight in counts.items() if weight > 0]
+        everything = [(demand, weight) for demand, weight in self.counts.items() if weight > 0]
         self._fitting: dict[tuple[tuple[str, ...], tuple[str, ...]], list[int]] = {}
         self._sizes = {demand: self._size(demand) for demand, _ in everything}
         gpu = sum(weight * self.gpu(demand) for demand, weight in everything)
@@ -105,7 +106,7 @@ class Tables:
         gangs = scale * sum(w for d, w in everything if d.whole and d.gpus >= max(_GANG, stock.node))
         self.reserve = gangs + measure.reserve * math.sqrt(gangs) if measure.reserve is not None else 0.0
         self.card = self._cards(everything, scale)
-        targets = [(demand, round(ONE * part)) for demand, part in shares(counts, measure.coverage)]
+        targets = [(demand, round(ONE * part)) for demand, part in shares(self.counts, measure.coverage)]
         self._steps(targets, kinds)
         self._fill(targets, kinds)
         self._value(targets, everything, kinds)

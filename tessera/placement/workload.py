@@ -147,7 +147,7 @@ class Workload:
             self._add(demand, weight * self._weight)
 
     def current(self) -> dict[Demand, float]:
-        """The weights, such that the latest pod counts 1."""
+        """The weights, such that the next pod will count 1."""
         return {demand: weight / self._weight for demand, weight in self.counts.items()}
 
     def news(self) -> bool:
