@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from tessera.model.config import Config, Preemption
@@ -419,3 +421,25 @@ async def test_several_gpus_links_and_instances_are_freed_too(rig):
     await sweep(rig)
     assert sum(name in "abc" for name in going(rig)) == 2
     assert sum(name in "mn" for name in going(rig)) == 1
+
+
+async def test_a_fault_of_ours_is_said_and_ends_nothing(rig, clock, caplog):
+    rig.put_node("n1", 64)
+    await rig.caught_up()
+    await runs(rig, "a", "n1")
+    await waits(rig)
+    best, faults = rig.preemptor._candidates.best, [RuntimeError("ours")]
+
+    async def faulty(pod):
+        if faults:
+            raise faults.pop()
+        return await best(pod)
+
+    rig.preemptor._candidates.best = faulty
+    task = asyncio.create_task(rig.preemptor.run())
+    await clock.turn()
+    await clock.advance(2)
+    await rig.until(lambda: going(rig) == ["a"])
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert "it is tried again" in caplog.text

@@ -127,7 +127,7 @@ class Filter:
             return await self._all(asked, args)
         kept_from: dict[str, Rejection] = {}
         for _ in range(_MOST_ROUNDS):
-            if not self._cluster.scores.prepare(asked.shape):
+            if not (self._cluster.scores.prepare(asked.shape) and self._cluster.preferences.prepare(args.pod)):
                 await asyncio.sleep(0)
                 continue
             listed = self._lists.resolve(args)
@@ -252,7 +252,7 @@ class Filter:
         """The node that loses least by CPU alone; None where all of them are closed to slices anyway."""
         self._cluster.scores.pricing.configure(self._config().placement.measure)
         for _ in range(_MOST_ROUNDS):
-            if self._cluster.scores.prepare(shape):
+            if self._cluster.scores.prepare(shape) and self._cluster.preferences.prepare(args.pod):
                 break
             await asyncio.sleep(0)
         listed = self._lists.resolve(args)

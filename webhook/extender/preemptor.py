@@ -138,7 +138,10 @@ class Preemptor:
         """Look after those who wait, until cancelled."""
         while True:
             await self._some.wait()
-            await self.sweep()
+            try:
+                await self.sweep()
+            except Exception:  # noqa: BLE001  a fault here must not keep pods from being placed
+                _log.exception("looking for victims failed; it is tried again")
             if not len(self._waiting):
                 self._some.clear()
             await self._clock.sleep(SWEEP)

@@ -112,7 +112,10 @@ class Scaler:
     async def run(self) -> NoReturn:
         """Look after scale pods, until cancelled."""
         while True:
-            await self.sweep()
+            try:
+                await self.sweep()
+            except Exception:  # noqa: BLE001  a fault here must not keep pods from being placed
+                _log.exception("looking after scale pods failed; it is tried again")
             await self._clock.sleep(SWEEP)
 
     async def sweep(self) -> None:
