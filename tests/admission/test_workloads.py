@@ -75,6 +75,7 @@ FOUR = {"main": {UNITS: "4"}}
         pytest.param(pod(metadata={"generateName": "train-"}), FOUR, id="generateName"),
         pytest.param(pod(metadata={"name": "p", "annotations": None, "labels": None}), FOUR, id="annotations: null"),
         pytest.param(pod(metadata={}), FOUR, id="no name at all"),
+        pytest.param({"spec": {"containers": [container()]}}, FOUR, id="no metadata at all"),
         pytest.param(
             pod(container(), container("log", {"cpu": "1"}), container("two", {T + "gpu": 2})),
             FOUR | {"two": {PERCENT: "200", COMPUTE: "200"}},

@@ -199,6 +199,10 @@ class _Made:
         self.value = value
 
 
+_NO_METADATA: Final = Manifest().metadata
+"""What stands for metadata where a manifest has none; an API server always writes some, people don't."""
+
+
 @lru_cache(maxsize=64)
 def _fields(kind: type[msgspec.Struct]) -> dict[str | int, str]:
     return {field.encode_name: field.name for field in msgspec.structs.fields(kind)}
@@ -219,7 +223,7 @@ def child(here: object, step: str | int) -> object:
     if name is None:
         raise LookupError(f"{kind.__name__} has no field {step!r} that an edit could lead through")
     found: object = getattr(here, name)
-    return None if found == "" else found
+    return None if found == "" or found is _NO_METADATA else found
 
 
 def _copy(value: Json) -> Json:
