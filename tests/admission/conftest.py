@@ -193,7 +193,7 @@ async def client():
         await each.close()
 
 
-DRAIN = 2.0
+DRAIN = 3.0
 """Seconds that a replica serves on after SIGTERM, while endpoints and kube-proxy follow."""
 
 

@@ -89,7 +89,7 @@ async def test_nothing_is_lost_while_both_replicas_are_replaced(replicas, tmp_pa
             assert await new.ready()
             service.endpoints.append(new.port)
             old.process.send_signal(signal.SIGTERM)
-            await some_more()  # nobody has heard of it yet
+            await some_more(10)  # nobody has heard of it yet
             service.endpoints.remove(old.port)
             code, said = await old.ends()
             assert code == 0, said
@@ -100,5 +100,5 @@ async def test_nothing_is_lost_while_both_replicas_are_replaced(replicas, tmp_pa
         await asyncio.gather(*clients)
         await service.close()
     assert lost == []
-    assert admitted[0] > 250
+    assert admitted[0] > 160
     assert len(service.opened) > 8, "connections were told to go elsewhere"
