@@ -7,7 +7,7 @@ import pytest
 
 from tessera.model.config import Config, parse
 from tessera.model.errors import RequestError
-from webhook.admission.mutate import LONGEST_WARNING
+from webhook.admission.mutate import LONGEST_AUDIT, LONGEST_WARNING
 
 T = "tessera.dev/"
 UNITS, PERCENT, COMPUTE = T + "gpu-memory.256Mi", T + "gpu-memory.percent", T + "gpu-compute.percent"
@@ -379,3 +379,24 @@ def test_the_pod_is_not_written_to(admit):
     before = copy.deepcopy(given)
     admit(given, Config())
     assert given == before
+
+
+def test_every_change_is_in_the_audit_log(admit):
+    given = pod(
+        {"name": "main", "resources": {"limits": {"aliyun.com/gpu-mem": 4}}},
+        annotations={T + "plan": "{}"},
+        schedulerName="volcano",
+        nodeSelector={"gpushare": "true"},
+    )
+    _, outcome = admit(given)
+    assert outcome.audit["request"] == "main: 1 GPU, 4Gi of memory (aliyun)"
+    assert outcome.audit["stripped"] == T + "plan"
+    assert all(word in outcome.audit["replaced"] for word in ("schedulerName volcano", "nodeSelector gpushare"))
+    _, outcome = admit(pod({"name": "main", "resources": {"limits": {"nvidia.com/gpu": 0, "nvidia.com/gpumem": 3}}}))
+    assert outcome.audit == {"removed": "main: nvidia.com/gpu, nvidia.com/gpumem"}
+
+
+def test_the_audit_log_is_not_filled_by_one_pod(admit):
+    many = [{"name": f"c{at}", "resources": {"limits": {T + "gpu-memory": "1Gi"}}} for at in range(500)]
+    _, outcome = admit(pod(*many))
+    assert all(len(text) <= LONGEST_AUDIT for text in outcome.audit.values())

@@ -33,6 +33,8 @@ from webhook.admission.unbind import unbind
 
 LONGEST_WARNING: Final = 120
 """Characters that clients show in full."""
+LONGEST_AUDIT: Final = 4096
+"""Characters of one audit annotation; a pod of 512 containers would fill forty thousand."""
 _DEFAULT: Final = "default-scheduler"
 
 
@@ -99,6 +101,7 @@ class Mutator:
         if stripped:
             keys = ", ".join(str(edit.path[-1]) for edit in stripped)
             warnings.append(f"removed what only Tessera may write: {keys}")
+            audit["stripped"] = keys
         if found is None:
             idle = self._dialects.idle(pod)
             edits += _without(pod, idle)
@@ -106,6 +109,8 @@ class Mutator:
                 f'container "{name[:40]}": its number of GPUs is 0, so it gets none; removed what stood beside it'
                 for name in idle
             ]
+            if idle:
+                audit["removed"] = "; ".join(f"{name}: {', '.join(gone)}" for name, gone in idle.items())
             if pod.metadata.annotation(names.placement_profile) is not None:
                 edits += self._placed(pod, namespace, warnings, audit, asks=False)
         else:
@@ -118,7 +123,10 @@ class Mutator:
                     namespace=namespace,
                     unit=names.memory_unit,
                 )
+            told = len(warnings)
             edits += self._converted(pod, found, namespace, warnings, audit)
+            if len(warnings) > told:
+                audit["replaced"] = "; ".join(warnings[told:])
             if self._capacity is not unknown_capacity and (problem := self._misfit(found, wished)):
                 warnings.append(problem)
                 audit["fits"] = problem
@@ -133,7 +141,7 @@ class Mutator:
             request=found.request if found else None,
             operations=operations(pod, edits),
             warnings=tuple(_short(warning) for warning in warnings),
-            audit=audit,
+            audit={name: _short(text, LONGEST_AUDIT) for name, text in audit.items()},
         )
 
     def update(self, pod: Manifest, old: Manifest, *, namespace: str) -> Outcome:
@@ -307,8 +315,8 @@ def _stripped(pod: Manifest, names: Names, *, asks: bool) -> list[Edit]:
     return edits + [remove(("metadata", "labels", key)) for key in (names.unit, names.region) if key in labels]
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= LONGEST_WARNING else text[: LONGEST_WARNING - 1] + "…"
+def _short(text: str, longest: int = LONGEST_WARNING) -> str:
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 __all__ = ["Mutator", "Outcome", "RequestError"]
