@@ -82,9 +82,6 @@ class Cache:
     def __iter__(self):
         return iter(list(self.objects.values()))
 
-    def __len__(self):
-        return len(self.objects)
-
     def changed(self, key, new):
         """The truth has changed; `new` is None where the object is gone."""
         self.late.append((key, new))
@@ -116,8 +113,6 @@ class Cache:
 
 @dataclass
 class Write:
-    """A Binding on its way."""
-
     key: tuple
     uid: str
     node: str
@@ -147,30 +142,30 @@ class Server:
         return msgspec.structs.replace(pod, metadata=meta, spec=spec)
 
 
-def make_pod(name, uid, units, compute):
+def make_pod(name, uid, units, compute, priority=0):
     limits = {NAMES.memory_units: str(units)} | ({NAMES.compute_percent: str(compute)} if compute else {})
     return msgspec.convert(
         {
             "metadata": {"name": name, "namespace": "d", "uid": uid},
-            "spec": {"containers": [{"name": "main", "resources": {"limits": limits}}]},
+            "spec": {"containers": [{"name": "main", "resources": {"limits": limits}}], "priority": priority},
             "status": {"phase": "Pending"},
         },
         SchedulingPod,
     )
 
 
-def make_node(name, *, state="serving", gpus=GPUS, lingering=()):
+def make_node(name, *, state="serving"):
     at = NODES.index(name) * 16
     cards = tuple(
         Gpu(id=f"{at + n:012x}", uuid=f"GPU-{at + n}", index=n, model="A", memory=UNITS * 256 * MIB, units=UNITS)
-        for n in range(gpus)
+        for n in range(GPUS)
     )
-    text = encode(Inventory(v=1, unit=256 * MIB, gpus=cards, state=state, lingering=lingering))
+    text = encode(Inventory(v=1, unit=256 * MIB, gpus=cards, state=state))
     return msgspec.convert(
         {
             "metadata": {"name": name, "uid": f"uid-{name}", "annotations": {NAMES.inventory: text}},
             "status": {
-                "allocatable": {NAMES.memory_units: str(UNITS * gpus)},
+                "allocatable": {NAMES.memory_units: str(UNITS * GPUS)},
                 "conditions": [{"type": "Ready", "status": "True"}],
             },
         },
@@ -241,8 +236,8 @@ class Interleavings(RuleBasedStateMachine):
             self.server.pods[key] = pod
         self.pods.changed(key, pod)
 
-    def set_node(self, name, **facts):
-        self.server.nodes["", name] = make_node(name, **facts)
+    def set_node(self, name, state="serving"):
+        self.server.nodes["", name] = make_node(name, state=state)
         self.nodes.changed(("", name), self.server.nodes["", name])
 
     def settle_caches(self):
@@ -252,12 +247,17 @@ class Interleavings(RuleBasedStateMachine):
 
     # What happens.
 
-    @rule(target=asked, units=st.sampled_from([24, 40, 64]), compute=st.sampled_from([0, 60]))
-    def create(self, units, compute):
+    @rule(
+        target=asked,
+        units=st.sampled_from([24, 40, 64]),
+        compute=st.sampled_from([0, 60]),
+        priority=st.sampled_from([0, 9]),
+    )
+    def create(self, units, compute, priority=0):
         self.made += 1
         # Names come again, as those of a StatefulSet do.
         name = f"p{self.made % 5}"
-        pod = make_pod(name, f"uid-{self.made}", units, compute)
+        pod = make_pod(name, f"uid-{self.made}", units, compute, priority)
         if ("d", name) in self.server.pods:
             self.remove(("d", name))
         self.set_pod(("d", name), pod)
@@ -329,6 +329,23 @@ class Interleavings(RuleBasedStateMachine):
         if there is not None and there.metadata.uid == pod.metadata.uid and there.spec.node_name and not there.ended:
             self.set_pod(key, msgspec.structs.replace(there, status=msgspec.structs.replace(there.status, phase=phase)))
 
+    @rule(pod=asked, node=st.sampled_from([*NODES, None]))
+    def nominate(self, pod, node):
+        """A pod is promised a node, another, or none any more."""
+        key = ("d", pod.metadata.name)
+        there = self.server.pods.get(key)
+        if there is not None and there.metadata.uid == pod.metadata.uid and not there.spec.node_name:
+            status = msgspec.structs.replace(there.status, nominated_node_name=node)
+            self.set_pod(key, msgspec.structs.replace(there, status=status))
+
+    @rule(pod=asked)
+    def is_ending(self, pod):
+        key = ("d", pod.metadata.name)
+        there = self.server.pods.get(key)
+        if there is not None and there.metadata.uid == pod.metadata.uid and there.spec.node_name:
+            meta = msgspec.structs.replace(there.metadata, deletion_timestamp="2999-01-01T00:00:00Z")
+            self.set_pod(key, msgspec.structs.replace(there, metadata=meta))
+
     @rule(pod=asked)
     def force_delete(self, pod):
         key = ("d", pod.metadata.name)
@@ -362,7 +379,7 @@ class Interleavings(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(NODES), state=st.sampled_from(["serving", "serving", "draining"]))
     def node_says(self, name, state):
-        self.set_node(name, state=state)
+        self.set_node(name, state)
 
     @rule(seconds=st.sampled_from([1, 5, 30, 70]))
     def time_passes(self, seconds):
@@ -406,6 +423,9 @@ class Interleavings(RuleBasedStateMachine):
         nodes.relist(self.server.nodes)
         pods.relist(self.server.pods)
         assert self.told(self.cluster) == self.told(anew)
+        ending = {p.metadata.uid for p in self.server.pods.values() if p.metadata.deletion_timestamp and not p.ended}
+        assert {uid for name in NODES for uid in self.cluster.keeper.going(name)} == ending
+        assert all(self.cluster.keeper.promised(f"uid-{number}") is None for number in range(self.made + 1)), "too old"
 
     def told(self, cluster):
         ledger = cluster.ledger

@@ -16,6 +16,8 @@ from webhook.extender.wire import FilterArgs, read_names
 
 _MOST_KEPT: Final = 16
 _LONGEST_KEPT: Final = 1 << 20
+_SHORTEST_KEPT: Final = 4096
+"""A node that a pod was promised is asked about alone; such lists must not push the long ones out."""
 
 
 class NameList:
@@ -73,7 +75,7 @@ class NameLists:
             self._kept.move_to_end(args.raw_names)
             return found
         found = NameList(read_names(args.raw_names), self._ledger)
-        if len(args.raw_names) <= _LONGEST_KEPT:
+        if _SHORTEST_KEPT <= len(args.raw_names) <= _LONGEST_KEPT:
             self._kept[args.raw_names] = found
             if len(self._kept) > _MOST_KEPT:
                 self._kept.popitem(last=False)
