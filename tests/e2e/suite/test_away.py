@@ -13,6 +13,7 @@ from product.space import is_running
 
 AWAY = float(os.environ.get("TESSERA_E2E_AWAY", "120"))
 """Seconds without an API server; a shorter time is for whoever works on these tests."""
+RECOVERS = 150.0
 IDS = "TESSERA_GPU_IDS"
 BACK = 150.0
 """Seconds until owned pods are back where the webhook was on the same node: its controllers were refused meanwhile, and wait
@@ -58,10 +59,11 @@ def test_containers_and_the_agent_restart_while_the_api_server_is_away(space, pr
         assert list(gpus(space, other["metadata"]["uid"])) == [container_id(other)]
 
     space.cluster.restart_api_server(between=meanwhile)
-    # Kubernetes calls every pod of a node that was silent for 40 s unready until its kubelet has spoken, ours too.
+    # A node that was silent for 40 s is called not ready with all its pods, ours too. Its kubelet watches again after up to
+    # a minute, and sees no need to contradict before.
+    until("the node is called ready again", space.cluster.node_ready, seconds=RECOVERS)
+    space.running("first", "second", "whole", "other", seconds=RECOVERS)
     product.wait_installed()
-
-    space.running("first", "second", "whole", "other")
     assert same(truth.pod_resources(space.cluster), devices)
     space.run(pods.pod("next", {"gpu": 1}))
     space.just(least=15)
