@@ -32,7 +32,7 @@ from webhook.extender.candidates import Candidates
 from webhook.extender.cluster import Cluster
 from webhook.extender.keeping import Promise
 from webhook.extender.metrics import Metrics
-from webhook.extender.waiting import Rejected, Waiting
+from webhook.extender.waiting import Kind, Rejected, Waiting
 
 SWEEP: Final = 1.0
 """Seconds between two looks at everybody who waits."""
@@ -40,6 +40,8 @@ AGAIN: Final = 10.0
 """Seconds until a search that found nobody, or failed, is made again for the same kind of pod."""
 LONGEST_REFUSAL: Final = 60.0
 """Seconds for which a pod that a PodDisruptionBudget protects is left alone at most."""
+AT_ONCE: Final = 100
+"""Pods of one kind that are looked at in one sweep."""
 ATTEMPTS: Final = 5
 """Nodes or victims that are tried for one pod before others have their turn."""
 _TIMEOUT: Final = 5.0
@@ -125,7 +127,7 @@ class Preemptor:
         self._metrics = metrics
         self._candidates = candidates
         self._tokens = _Tokens(clock)
-        self._hopeless: dict[object, float] = {}
+        self._hopeless: dict[Kind, float] = {}
         self._named: dict[str, float] = {}
         self._some = asyncio.Event()
         waiting.subscribe(self._rejected)
@@ -153,15 +155,15 @@ class Preemptor:
         now = self._clock.monotonic()
         self._hopeless = {kind: until for kind, until in self._hopeless.items() if until > now}
         self._named = {uid: at for uid, at in self._named.items() if now - at < AGAIN}
-        pods = [pod for pod in self._waiting if pod.preempts and self._kind(pod) not in self._hopeless]
-        for pod in sorted(pods, key=lambda pod: (-pod.priority, pod.since, pod.key)):
-            if self._kind(pod) not in self._hopeless and not await self._help(pod):
-                # Those after it are less important: they wait with it for the right to evict.
-                return
-
-    def _kind(self, pod: Rejected) -> object:
-        """Pods of one kind find the same victims, or none."""
-        return (pod.kept.shape, pod.priority, pod.listed)
+        for kind in self._waiting.kinds():
+            if not kind.preempts:
+                continue
+            for pod in self._waiting.of(kind, AT_ONCE):
+                if kind in self._hopeless:
+                    break
+                if not await self._help(pod):
+                    # Those after it are less important: they wait with it for the right to evict.
+                    return
 
     async def _help(self, pod: Rejected) -> bool:
         """Free a slice for one pod; False where the pace does not allow it yet."""
@@ -189,7 +191,7 @@ class Preemptor:
                 return True
             if end is _End.FAILED:
                 break
-        self._hopeless[self._kind(pod)] = self._clock.monotonic() + AGAIN
+        self._hopeless[pod.kind] = self._clock.monotonic() + AGAIN
         return True
 
     def _waits(self, pod: Rejected) -> bool:

@@ -23,12 +23,12 @@ from webhook.extender.cluster import Cluster
 from webhook.extender.metrics import Metrics
 from webhook.extender.preemptor import Events
 from webhook.extender.scalepod import HOSTNAME, fragmented, manifest
-from webhook.extender.waiting import Rejected, Waiting
+from webhook.extender.waiting import Kind, Rejected, Waiting
 
 SWEEP: Final = 2.0
 """Seconds between two looks at who waits and at what there is."""
 AGAIN: Final = 30.0
-"""Seconds after a failure until the next scale pod is tried."""
+"""Seconds after a failure until the next scale pod is tried, and until a kind of pod that needs none is looked at again."""
 TOGETHER: Final = 32
 """Nodes looked at before others get the loop."""
 _TIMEOUT: Final = 5.0
@@ -96,6 +96,7 @@ class Scaler:
         self._clock = clock
         self._metrics = metrics
         self._there: dict[str, Pod] = {}
+        self._whole: dict[Kind, float] = {}
         self._next = clock.monotonic()
 
     def pod_changed(self, change: Change[Pod]) -> None:
@@ -128,12 +129,18 @@ class Scaler:
         if not config.enabled or now < self._next or len(self._there) >= config.most:
             return
         served = {self._cause(pod) for pod in self._there.values()}
-        for pod in sorted(self._waiting, key=lambda each: (-each.priority, each.since, each.key)):
-            if pod.uid in served or now - pod.since < config.after or not self._waits(pod):
+        self._whole = {kind: until for kind, until in self._whole.items() if until > now}
+        for kind in self._waiting.kinds():
+            if kind in self._whole:
                 continue
-            if await self._fragmented(pod):
-                await self._make(pod)
-                return
+            for pod in self._waiting.of(kind, config.most + 1):
+                if pod.uid in served or now - pod.since < config.after or not self._waits(pod):
+                    continue
+                if await self._fragmented(pod):
+                    await self._make(pod)
+                    return
+                self._whole[kind] = now + AGAIN
+                break
 
     # Those there are.
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from heapq import nsmallest
+from typing import Final, NamedTuple
 
 import msgspec
 
 from tessera.kube.clock import Clock
 from tessera.placement.keeping import Kept
+from tessera.placement.shape import Shape
 from webhook.extender.metrics import Metrics
 from webhook.extender.namelists import NameList
 from webhook.extender.wire import SchedulingPod, SchedulingSpec
@@ -21,6 +23,15 @@ from webhook.extender.wire import SchedulingPod, SchedulingSpec
 LATELY: Final = 600.0
 """Seconds after which a rejected pod that was not asked for again counts as gone. kube-scheduler itself retries after 300."""
 MOST_WAITING: Final = 20_000
+
+
+class Kind(NamedTuple):
+    """Pods of one kind fit the same nodes, and the same victims would do for them: 20,000 that wait are a few kinds."""
+
+    shape: Shape
+    priority: int
+    preempts: bool
+    listed: NameList
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +64,11 @@ class Rejected:
         """``namespace/name``."""
         return f"{self.namespace}/{self.name}"
 
+    @property
+    def kind(self) -> Kind:
+        """Its kind."""
+        return Kind(self.kept.shape, self.priority, self.preempts, self.listed)
+
 
 class Waiting:
     """Who waits, in the order of the last rejection."""
@@ -62,6 +78,7 @@ class Waiting:
         self._clock = clock
         self._metrics = metrics
         self._pods: dict[str, Rejected] = {}
+        self._kinds: dict[Kind, dict[str, Rejected]] = {}
         self._watching: list[Callable[[Rejected], None]] = []
 
     def subscribe(self, callback: Callable[[Rejected], None]) -> None:
@@ -72,10 +89,15 @@ class Waiting:
         """How many wait."""
         return len(self._pods)
 
-    def __iter__(self) -> Iterator[Rejected]:
-        """Those who wait, who was rejected longest ago first."""
+    def kinds(self) -> Iterator[Kind]:
+        """The kinds of those who wait, the most important first."""
         self.forget_old()
-        return iter(list(self._pods.values()))
+        return iter(sorted(self._kinds, key=lambda kind: -kind.priority))
+
+    def of(self, kind: Kind, most: int) -> list[Rejected]:
+        """Of one kind those who have waited longest."""
+        pods = self._kinds.get(kind, {}).values()
+        return nsmallest(most, pods, key=lambda pod: (pod.since, pod.key))
 
     def get(self, uid: str) -> Rejected | None:
         """The pod of that UID, if it waits."""
@@ -84,7 +106,7 @@ class Waiting:
     def rejected(self, pod: SchedulingPod, kept: Kept, listed: NameList) -> None:
         """A pod found no room on these nodes, though it may later."""
         now, meta, spec = self._clock.monotonic(), pod.metadata, pod.spec
-        before = self._pods.pop(meta.uid, None)
+        before = self._take(meta.uid)
         if before is not None and len(before.listed.names) > len(listed.names) == 1 and now - before.at < LATELY:
             # A promised node alone: it is asked about all of them right after, unless this one takes it.
             listed = before.listed
@@ -101,16 +123,26 @@ class Waiting:
             at=now,
         )
         self._pods[meta.uid] = found
+        self._kinds.setdefault(found.kind, {})[meta.uid] = found
         if len(self._pods) > MOST_WAITING:
-            del self._pods[next(iter(self._pods))]
+            self._take(next(iter(self._pods)))
         self._metrics.waiting.set(len(self._pods))
         for callback in self._watching:
             callback(found)
 
     def settled(self, uid: str) -> None:
         """A pod doesn't wait any more."""
-        if self._pods.pop(uid, None) is not None:
+        if self._take(uid) is not None:
             self._metrics.waiting.set(len(self._pods))
+
+    def _take(self, uid: str) -> Rejected | None:
+        found = self._pods.pop(uid, None)
+        if found is not None:
+            alike = self._kinds[found.kind]
+            del alike[uid]
+            if not alike:
+                del self._kinds[found.kind]
+        return found
 
     def forget_old(self) -> None:
         """Forget who was rejected long ago and not asked for since."""

@@ -131,15 +131,15 @@ class Waker:
         if self._room is None:
             return True
         tried: set[tuple[Shape, int]] = set()
-        for pod in self._waiting:
-            kind = (pod.kept.shape, pod.priority)
-            if kind in tried or name not in pod.listed:
+        for kind in self._waiting.kinds():
+            if (kind.shape, kind.priority) in tried or name not in kind.listed:
                 continue
             if len(tried) >= MOST_SHAPES:
                 return True
-            if not isinstance(place(pod.kept.asks, pod.kept.shape, self._room(name, pod)), Rejection):
+            (pod,) = self._waiting.of(kind, 1)
+            if not isinstance(place(pod.kept.asks, kind.shape, self._room(name, pod)), Rejection):
                 return True
-            tried.add(kind)
+            tried.add((kind.shape, kind.priority))
         return False
 
     async def _touch(self, name: str) -> None:
