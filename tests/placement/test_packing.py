@@ -79,8 +79,12 @@ def allocated(policy, *, gpu, inventory, ask, unit, order):
     return sum(found) / len(found)
 
 
+@pytest.fixture
+def tools(gpu, inventory, ask, unit):
+    return {"gpu": gpu, "inventory": inventory, "ask": ask, "unit": unit}
+
+
 @pytest.mark.parametrize(("order", "floor"), [("shuffled", 98.4), ("small", 76)])
-def test_priced_packs_more_than_packing_does(gpu, inventory, ask, unit, order, floor):
-    tools = {"gpu": gpu, "inventory": inventory, "ask": ask, "unit": unit, "order": order}
-    assert allocated("priced", **tools) >= floor
-    assert allocated("pack", **tools) < floor
+def test_priced_packs_more_than_packing_does(tools, order, floor):
+    assert allocated("priced", **tools, order=order) >= floor
+    assert allocated("pack", **tools, order=order) < floor
