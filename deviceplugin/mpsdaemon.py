@@ -176,8 +176,14 @@ class MpsDaemon:
     def _pid(self) -> int:
         """Of a daemon that somebody has started; 0 where that can't be told, as from another PID namespace."""
         try:
-            with open(os.path.join(self.pipes, PID_FILE), encoding="ascii") as file:
-                pid = int(file.read(32))
+            # Clients can write here, root in a container without ado: a FIFO or a link in its place must stop nobody.
+            file = os.open(
+                os.path.join(self.pipes, PID_FILE), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            )
+            try:
+                pid = int(os.read(file, 32)) if stat.S_ISREG(os.fstat(file).st_mode) else 0
+            finally:
+                os.close(file)
         except (OSError, ValueError):
             return 0
         return pid if _is_daemon(pid) else 0
@@ -223,7 +229,7 @@ class MpsDaemon:
             raise MpsError(f"{self._program} can't be run: {error.strerror}") from error
         try:
             async with asyncio.timeout(ASK_WITHIN):
-                printed, _ = await process.communicate(f"{command}\n".encode())
+                printed = await _converse(process, f"{command}\n".encode())
         except TimeoutError as error:
             raise MpsError(f"the MPS daemon did not answer {command!r} within {ASK_WITHIN:g} s") from error
         finally:
@@ -231,7 +237,7 @@ class MpsDaemon:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
                 await process.wait()
-        text = " ".join(printed[:_LONGEST].decode("utf-8", "replace").split())
+        text = " ".join(printed.decode("utf-8", "replace").split())
         if process.returncode:
             raise MpsError(f"the MPS daemon refuses {command!r}: {text[:200] or 'no reason given'}")
         return text
@@ -246,6 +252,27 @@ class MpsDaemon:
         self.problem = problem
         for callback in self._subscribers:
             callback()
+
+
+async def _converse(process: asyncio.subprocess.Process, said: bytes) -> bytes:
+    """What a program answers to its standard input, once it has ended.
+
+    Raises:
+        MpsError: it says more than is ever said; clients can put something of their own in the daemon's place.
+    """
+    if process.stdin is None or process.stdout is None:
+        return b""
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        process.stdin.write(said)
+        await process.stdin.drain()
+    process.stdin.close()
+    printed = b""
+    while more := await process.stdout.read(_LONGEST):
+        printed += more
+        if len(printed) > _LONGEST:
+            raise MpsError(f"the MPS daemon answers with more than {_LONGEST} bytes")
+    await process.wait()
+    return printed
 
 
 def _spawn(program: str, environ: Mapping[str, str]) -> int:

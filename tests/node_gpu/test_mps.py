@@ -275,3 +275,41 @@ async def test_clients_that_would_share_another_memory_get_none(folder, program,
     daemon = MpsDaemon(str(folder), str(program), clock=SystemClock(), environ=os.environ, shm=str(tmp_path))
     assert not await daemon.look()
     assert f"{tmp_path} is not {folder}/shm" in daemon.problem
+
+
+# Clients write in the daemon's folder, and not all of them are friends.
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link", "folder", "long"])
+async def test_what_a_client_puts_in_place_of_the_number_stops_nobody(folder, tmp_path, kind):
+    (folder / "pipe").mkdir(parents=True)
+    file = folder / "pipe" / mpsdaemon.PID_FILE
+    match kind:
+        case "fifo":
+            os.mkfifo(file)
+        case "link":
+            os.mkfifo(tmp_path / "elsewhere")
+            file.symlink_to(tmp_path / "elsewhere")
+        case "folder":
+            file.mkdir()
+        case "long":
+            file.write_text("9" * 100_000)
+    # A reader that waits for a writer would stop the whole agent, so it is asked in a thread of its own here.
+    found = MpsDaemon(str(folder), "none", clock=SystemClock(), environ={}, shm=str(folder / "shm"))
+    reading = asyncio.to_thread(found._pid)
+    try:
+        async with asyncio.timeout(PATIENCE / 3):
+            assert await reading == 0
+    finally:
+        for fifo in (path for path in (file, tmp_path / "elsewhere") if path.is_fifo()):
+            with contextlib.suppress(OSError):
+                os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+
+
+async def test_an_answer_without_end_is_not_read_to_the_end(folder, program):
+    for name in ("pipe", "shm"):
+        (folder / name).mkdir(parents=True)
+    program.write_text("#!/bin/sh\nexec yes\n")
+    daemon = MpsDaemon(str(folder), str(program), clock=SystemClock(), environ=os.environ, shm=str(folder / "shm"))
+    assert not await daemon.look()
+    assert "more than 65536 bytes" in daemon.problem
