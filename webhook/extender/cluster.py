@@ -36,8 +36,9 @@ from webhook.extender.preferences import Preferences
 
 VANISHED: Final = 60.0
 """Seconds for which a vanished pod's slice is kept although its node does not name it (contract, section 3)."""
-NAMED: Final = 3.0
-"""Seconds for which a slot that a filter has named is avoided by others. A bind follows within milliseconds."""
+NAMED: Final = 15.0
+"""Seconds for which a slot that a filter has named is avoided by others. A bind follows within milliseconds, but within
+seconds where 200 pods come at once on a busy machine; and nobody is refused for it, so a long time costs little."""
 TICK: Final = 1.0
 _MOST_SHARED: Final = 4096
 
@@ -173,6 +174,9 @@ class Cluster:
                 self.ledger.release(uid)
             else:
                 self.ledger.book(uid, pod.spec.node_name, self._shared(claim))
+        elif pod.metadata.deletion_timestamp is not None:
+            # kube-scheduler never tries it again, however long a finalizer keeps it.
+            self._done_waiting(uid)
 
     def _learn(self, pod: Pod) -> None:
         """Count what a pod asks, once; one without a GPU where it takes CPU from GPUs."""
@@ -258,7 +262,7 @@ class Cluster:
                 self._asks.clear()
             self._asks[claim.asks] = claim.asks
             return claim
-        return Claim(known, claim.places)
+        return Claim(known, claim.places, claim.company)
 
     # What filter and bind tell.
 
