@@ -16,15 +16,14 @@ from typing import Final
 import msgspec
 import yaml
 
+from tessera.cli.configfile import read_config
 from tessera.deploy.policies import policies
 from tessera.deploy.scheduler import scheduler_configuration
 from tessera.deploy.webhooks import webhook_configurations
-from tessera.dialects.registry import OPTIONS
-from tessera.model.config import Cni, Config, parse
-from tessera.model.errors import ConfigError, TesseraError
+from tessera.model.config import Cni, Config
+from tessera.model.errors import TesseraError
 
 STDOUT: Final = "-"
-_LARGEST: Final = 1 << 20
 _WIDTH: Final = 120
 HEADER: Final = (
     "# Made by `tessera generate` from the config; a change here is lost. Change the config and generate again.\n"
@@ -58,19 +57,20 @@ def run(options: argparse.Namespace) -> int:
         ConfigError: the config is refused.
         GenerateError: the folder isn't there.
     """
-    made = generate(_config(options.config), None if options.part == "all" else options.part)
+    made = generate(read_config(options.config), None if options.part == "all" else options.part)
     if options.output == STDOUT:
         sys.stdout.write("---\n".join(made.values()))
         return 0
     if not os.path.isdir(options.output):
         raise GenerateError(f"{options.output} is no folder; give the folder manifests, or a copy of it")
-    for path, text in made.items():
+    for path, text in sorted(made.items()):
         target = os.path.join(options.output, path)
         os.makedirs(os.path.dirname(target), exist_ok=True)
         partial = f"{target}.partial"
         with open(partial, "w", encoding="utf-8") as file:
             file.write(text)
         os.replace(partial, target)
+        sys.stderr.write(f"wrote {target}\n")
     return 0
 
 
@@ -145,13 +145,3 @@ _Dumper.add_representer(str, _string)
 def _text(*objects: object) -> str:
     documents = [yaml.dump(each, Dumper=_Dumper, sort_keys=False, width=_WIDTH, allow_unicode=True) for each in objects]
     return HEADER + "---\n".join(documents)
-
-
-def _config(path: str | None) -> Config:
-    if path is None:
-        return parse("", dialects=OPTIONS)
-    with open(path, encoding="utf-8") as file:
-        text = file.read(_LARGEST + 1)
-    if len(text) > _LARGEST:
-        raise ConfigError(f"{path} has more than {_LARGEST} characters, so it is no config")
-    return parse(text, dialects=OPTIONS)

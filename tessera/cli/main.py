@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
         return INTERRUPTED
     except (TesseraError, OSError) as error:
         _drop_output()
-        return _say(f"{program}: {error}", FAILED)
+        return _say(f"{program} {given[0]}: {_told(error)}", FAILED)
     except ModuleNotFoundError as error:
         return _say(f"{program}: {error}; install what commands need: pip install 'tessera-gpu[cli]'", FAILED)
     except Exception as error:
@@ -147,6 +147,13 @@ def _drop_output() -> None:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _told(error: TesseraError | OSError) -> str:
+    """What happened, in words: an error number tells nobody anything."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
 
 
 def _say(text: str, code: int) -> int:

@@ -15,13 +15,13 @@ from typing import Final
 
 import msgspec
 
+from tessera.cli.configfile import read_config
 from tessera.cli.manifests import STDIN, Manifest, ManifestError, read
 from tessera.cli.podview import admitted, apply, decode, portable
 from tessera.cli.templates import Template, templates
 from tessera.cli.yamlreader import Object
 from tessera.cli.yamlwriter import diff, dump
-from tessera.dialects.registry import OPTIONS
-from tessera.model.config import Config, parse
+from tessera.model.config import Config
 from tessera.model.errors import ConfigError, TesseraError
 from tessera.model.request import PodRequest
 from webhook.admission.mutate import Mutator
@@ -132,7 +132,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.filename.count(STDIN) > 1:
         return _complain(f"{program}: standard input (-) can be read once")
     try:
-        config = _config(arguments.config)
+        config = read_config(arguments.config)
     except ConfigError as error:
         return _complain(f"{program}: {error}")
     admission = Admission.by(config)
@@ -199,20 +199,6 @@ def _patch(patch: list[Object]) -> str:
     """A patch as JSON with one operation per line."""
     lines = ",\n ".join(msgspec.json.encode(operation).decode() for operation in patch)
     return f"[{lines}]\n"
-
-
-def _config(path: str | None) -> Config:
-    if path is None:
-        return parse("", dialects=OPTIONS)
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"config {path} can't be read: {error}") from error
-    try:
-        return parse(text, dialects=OPTIONS)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
 
 
 def _complain(text: str) -> int:

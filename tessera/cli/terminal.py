@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
+from tessera.cli.configfile import read_config
 from tessera.dialects.registry import OPTIONS
 from tessera.doctor.evidence import Look, Settings
 from tessera.doctor.objects import ConfigMap
@@ -22,12 +23,9 @@ from tessera.doctor.settings import settings
 from tessera.kube.client import ApiClient
 from tessera.kube.clock import Clock, SystemClock
 from tessera.kube.config import connect
-from tessera.model.config import parse
-from tessera.model.errors import ConfigError
 from tessera.report.plaintext import plain, plain_json
 
 SYSTEM_NAMESPACE: Final = "tessera-system"
-_LARGEST_CONFIG: Final = 1 << 20
 PIPE_WIDTH: Final = 160
 """A pipe has no width of its own, and a cut table is of no use to whoever reads it."""
 
@@ -51,8 +49,7 @@ def installed(maps: Look[tuple[ConfigMap, ...]], arguments: argparse.Namespace) 
     """The config that the installation runs by: the file's, else the ConfigMap's where it can be read, else the defaults.
 
     Raises:
-        ConfigError: the file is refused.
-        OSError: it can't be read.
+        ConfigError: the file can't be read, or is refused.
     """
     if arguments.config:
         return from_file(arguments.config)
@@ -63,14 +60,9 @@ def from_file(path: str) -> Settings:
     """The config of a file.
 
     Raises:
-        ConfigError: it is refused.
-        OSError: it can't be read.
+        ConfigError: it can't be read, or is refused.
     """
-    with open(path, encoding="utf-8") as file:
-        content = file.read(_LARGEST_CONFIG + 1)
-    if len(content) > _LARGEST_CONFIG:
-        raise ConfigError(f"{path} has more than {_LARGEST_CONFIG} characters, so it is no config")
-    return Settings(parse(content, dialects=OPTIONS), path)
+    return Settings(read_config(path), path)
 
 
 def client(kubeconfig: str | None, clock: Clock | None = None) -> ApiClient:

@@ -27,6 +27,13 @@ def test_files_are_where_the_manifests_have_them(tmp_path: Path) -> None:
     assert below(tmp_path) == FILES
 
 
+def test_what_was_written_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "-o", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [f"wrote {tmp_path / name}" for name in sorted(FILES)]
+
+
 def test_what_else_is_there_stays(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "webhook.yaml").write_text("mine")
@@ -57,8 +64,12 @@ def test_the_config_decides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     ("arguments", "message"),
     [
         (["-o", "missing"], "missing is no folder; give the folder manifests"),
-        (["--config", "missing.yaml"], "missing.yaml"),
-        (["--config", "typo.yaml"], "domian"),
+        (
+            ["--config", "missing.yaml"],
+            "tessera generate: config missing.yaml can't be read: No such file or directory",
+        ),
+        (["--config", "latin.yaml"], "config latin.yaml can't be read"),
+        (["--config", "typo.yaml"], "config typo.yaml: domian"),
         (["--config", "long.yaml"], "so it is no config"),
     ],
 )
@@ -71,6 +82,7 @@ def test_a_mistake_is_told_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "typo.yaml").write_text("domian: a.example\n")
+    (tmp_path / "latin.yaml").write_bytes(b"domain: \xe9\n")
     (tmp_path / "long.yaml").write_text("#" * (1 << 20) + "\n")
     assert main(["generate", *arguments]) == 2
     error = capsys.readouterr().err

@@ -41,8 +41,8 @@ def _raise(error):
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (TesseraError("the cluster is away"), 2, "tessera: the cluster is away"),
-        (FileNotFoundError(2, "No such file", "x"), 2, "tessera: [Errno 2] No such file: 'x'"),
+        (TesseraError("the cluster is away"), 2, "tessera play: the cluster is away"),
+        (FileNotFoundError(2, "No such file", "x"), 2, "tessera play: x: No such file"),
         (ModuleNotFoundError("No module named 'rich'"), 2, "pip install 'tessera-gpu[cli]'"),
         (KeyError("x"), 70, "a mistake of this program's: KeyError: 'x'"),
         (RecursionError("too deep"), 70, "RecursionError"),
@@ -200,7 +200,7 @@ def test_a_terminal_that_lacks_letters_shows_the_rest(tmp_path):
 def test_a_full_disk_is_said():
     with open("/dev/full", "w") as full:
         done = _run("mutate", "-f", EXAMPLE, "-o", "json", stdout=full, stderr=subprocess.PIPE)
-    assert (done.returncode, done.stderr) == (2, "tessera: [Errno 28] No space left on device\n")
+    assert (done.returncode, done.stderr) == (2, "tessera mutate: No space left on device\n")
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
