@@ -3,16 +3,22 @@
 A container's own variables win over those that a device plugin returns (kubelet appends the pod's after the plugin's), so
 they can't be left to the node. By value or by reference makes no difference: where a value comes from a ConfigMap, what it
 will be is not known here.
+
+The rules are said once, and written twice: in CEL for the API server, and in Python for what looks at pods before there is
+a policy (admission that strips, `tessera doctor`).
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from tessera.deploy.cel import listed, text
-from tessera.deploy.policy import FRESH, NOT_MIRROR, Check, Policy
-from tessera.model.config import Config
+from tessera.deploy.policy import FRESH, NOT_MIRROR, Check, Denial, Policy, fresh
+from tessera.model.config import Config, Guard
+from tessera.model.pod import EnvVar, Manifest
 
 DEVICES: Final = "NVIDIA_VISIBLE_DEVICES"
 CAPABILITIES: Final = "NVIDIA_DRIVER_CAPABILITIES"
@@ -20,16 +26,50 @@ NO_DEVICES: Final = ("none", "void")
 MEMORY: Final = "NVIDIA_GPU_MEMORY_"
 MPS: Final = "CUDA_MPS_"
 DEVICE_MEMORY: Final = "CUDA_DEVICE_MEMORY_LIMIT"
+NAME: Final = "tessera-environment"
+"""Of the policy."""
 _PRINTABLE: Final = "^[ -~]{0,64}$"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Rule:
-    """One kind of variable: which, and what is to be done instead."""
+    """One kind of variable.
+
+    Attributes:
+        name: of the rule.
+        variable: which it is; "" where `prefixes` say it.
+        prefixes: how the names of its variables begin.
+        values: which values are fine.
+        several: whether several of them are, with commas between.
+    """
 
     name: str
-    bad: str
-    instead: str
+    variable: str = ""
+    prefixes: tuple[str, ...] = ()
+    values: tuple[str, ...] = ()
+    several: bool = False
+
+    @property
+    def bad(self) -> str:
+        """CEL about a variable ``e``: it is one of these, and not fine."""
+        if not self.variable:
+            return " || ".join(f"e.name.startsWith({text(prefix)})" for prefix in self.prefixes)
+        one = "|".join(self.values)
+        listing = f"^({one})(,({one}))*$" if self.values else "^$"
+        fine = f"e.value.matches({text(listing)})" if self.several else f"e.value in {listed(self.values)}"
+        return f"e.name == {text(self.variable)} && !(has(e.value) && {fine})"
+
+    def denies(self, variable: EnvVar) -> bool:
+        """`bad`, in Python."""
+        if not self.variable:
+            return variable.name.startswith(self.prefixes)
+        if variable.name != self.variable:
+            return False
+        if variable.value is None:
+            return True
+        if not self.several:
+            return variable.value not in self.values
+        return not all(each in (self.values or ("",)) for each in variable.value.split(","))
 
 
 def environment(config: Config, *, exempt: tuple[str, ...]) -> Policy:
@@ -39,7 +79,7 @@ def environment(config: Config, *, exempt: tuple[str, ...]) -> Policy:
         config: its names and what it allows.
         exempt: namespaces that it doesn't look at.
     """
-    rules = _rules(config)
+    instead = _instead(config)
     variables = [
         FRESH,
         (
@@ -51,7 +91,7 @@ def environment(config: Config, *, exempt: tuple[str, ...]) -> Policy:
         ),
     ]
     checks = []
-    for rule in rules:
+    for rule in _rules(config.guard):
         variables.append((rule.name, f"variables.suspects.filter(c, c.env.exists(e, {rule.bad}))"))
         first = f"variables.{rule.name}[0]"
         found = f"{first}.env.filter(e, {rule.bad})[0]"
@@ -61,12 +101,12 @@ def environment(config: Config, *, exempt: tuple[str, ...]) -> Policy:
         checks.append(
             Check(
                 holds=f"variables.{rule.name}.size() == 0",
-                message=f"'container \"' + {first}.name + '\": ' + {found}.name + {said} + {text(rule.instead)}",
-                summary=f"a variable of the container{rule.instead}",
+                message=f"'container \"' + {first}.name + '\": ' + {found}.name + {said} + {text(instead[rule.name])}",
+                summary=f"a variable of the container{instead[rule.name]}",
             )
         )
     return Policy(
-        name="tessera-environment",
+        name=NAME,
         exempt=exempt,
         conditions=(NOT_MIRROR,),
         variables=tuple(variables),
@@ -74,32 +114,50 @@ def environment(config: Config, *, exempt: tuple[str, ...]) -> Policy:
     )
 
 
-def _rules(config: Config) -> tuple[_Rule, ...]:
+def denies(variable: EnvVar, guard: Guard) -> bool:
+    """Whether a container may not have a variable."""
+    return any(rule.denies(variable) for rule in _rules(guard))
+
+
+def denials(pod: Manifest, config: Config) -> Iterator[Denial]:
+    """What the policy would say against the creation of a pod.
+
+    Args:
+        pod: as the API server would have it after admission.
+        config: what it allows.
+    """
+    for rule in _rules(config.guard):
+        found = (
+            (container, variable)
+            for container in fresh(pod)
+            for variable in container.env or ()
+            if rule.denies(variable)
+        )
+        for container, variable in found:
+            said = ""
+            if variable.value_from is not None:
+                said = " by reference"
+            elif variable.value is not None and re.fullmatch(_PRINTABLE, variable.value):
+                said = f"={variable.value}"
+            yield Denial(NAME, f'container "{container.name}": {variable.name}{said}')
+            break
+
+
+def _rules(guard: Guard) -> tuple[_Rule, ...]:
+    return (
+        _Rule(name="visible", variable=DEVICES, values=NO_DEVICES),
+        _Rule(name="capabilities", variable=CAPABILITIES, values=guard.driver_capabilities, several=True),
+        _Rule(name="limits", prefixes=(MEMORY, MPS, DEVICE_MEMORY)),
+    )
+
+
+def _instead(config: Config) -> dict[str, str]:
+    """By rule, how its message goes on."""
     names, allowed = config.names, config.guard.driver_capabilities
     ask = f"GPUs are asked for by the limits {names.gpu}, {names.gpu_memory}, {names.gpu_compute}"
-    either = "|".join(allowed)
-    listing = f"^({either})(,({either}))*$" if allowed else "^$"
-    return (
-        _Rule(
-            "visible",
-            f"e.name == {text(DEVICES)} && !(has(e.value) && e.value in {listed(NO_DEVICES)})",
-            f" would choose GPUs that were not given to it; remove it ({ask}), or write void",
-        ),
-        _Rule(
-            "capabilities",
-            f"e.name == {text(CAPABILITIES)} && !(has(e.value) && e.value.matches({text(listing)}))",
-            f" goes beyond what guard.driverCapabilities allows ({','.join(allowed) or 'nothing'});"
-            " list some of these, by value, or remove it",
-        ),
-        _Rule(
-            "limits",
-            " || ".join(
-                (
-                    f"e.name.startsWith({text(MEMORY)})",
-                    f"e.name.startsWith({text(MPS)})",
-                    f"e.name.startsWith({text(DEVICE_MEMORY)})",
-                )
-            ),
-            f" would change the limits of a slice; remove it, the node sets what the slice has ({ask})",
-        ),
-    )
+    return {
+        "visible": f" would choose GPUs that were not given to it; remove it ({ask}), or write void",
+        "capabilities": f" goes beyond what guard.driverCapabilities allows ({','.join(allowed) or 'nothing'});"
+        " list some of these, by value, or remove it",
+        "limits": f" would change the limits of a slice; remove it, the node sets what the slice has ({ask})",
+    }

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from typing import Final
 
 from tessera.deploy.cel import listed, text
-from tessera.deploy.policy import FRESH, NOT_MIRROR, Check, Policy
+from tessera.deploy.policy import FRESH, NOT_MIRROR, Check, Denial, Policy, fresh
 from tessera.model.config import Config
+from tessera.model.pod import Manifest
 
 INJECTED: Final = "nvidia-container-devices"
 """Folder whose entries, as mount points of /dev/null, choose GPUs (NVIDIA's container toolkit, volume mounts as a list)."""
@@ -14,6 +17,11 @@ _CDI: Final = "cdi.k8s.io/"
 """Annotations by which a runtime is told to inject devices; NVIDIA's operator puts a prefix in front."""
 _OTHERS_ROOT: Final = "^/proc/(self|thread-self|[0-9]+)(/.*)?$"
 """``/proc/1/root`` is the whole host."""
+_PRINTABLE: Final = "^[ -~]{1,256}$"
+NAME: Final = "tessera-host-paths"
+"""Of the policy about volumes."""
+PRIVILEGED: Final = "tessera-privileged"
+"""Of the policy about privileged containers."""
 
 
 def host_paths(config: Config, *, exempt: tuple[str, ...]) -> Policy:
@@ -27,7 +35,7 @@ def host_paths(config: Config, *, exempt: tuple[str, ...]) -> Policy:
         exempt: namespaces that it doesn't look at.
     """
     return Policy(
-        name="tessera-host-paths",
+        name=NAME,
         exempt=exempt,
         conditions=(NOT_MIRROR,),
         variables=(FRESH, *_volumes(_bad(config.guard.host_paths)), _choosing(), _injecting()),
@@ -37,7 +45,7 @@ def host_paths(config: Config, *, exempt: tuple[str, ...]) -> Policy:
                 message=(
                     "(variables.mounting.size() > 0 ? 'container \"' + variables.mounting[0].name + '\" mounts '"
                     " : 'the pod has ') + 'volume \"' + variables.bad[0].name + '\", hostPath '"
-                    " + (variables.bad[0].path.matches('^[ -~]{1,256}$') ? variables.bad[0].path : '(unprintable)')"
+                    f" + (variables.bad[0].path.matches({text(_PRINTABLE)}) ? variables.bad[0].path : '(unprintable)')"
                     " + ', which reaches GPUs or their sockets on the host; mount a folder that holds none of"
                     " guard.hostPaths, or let an administrator exempt the namespace'"
                 ),
@@ -61,6 +69,50 @@ def host_paths(config: Config, *, exempt: tuple[str, ...]) -> Policy:
             ),
         ),
     )
+
+
+def host_path_denials(pod: Manifest, config: Config) -> Iterator[Denial]:
+    """What the policy would say against the creation of a pod.
+
+    Args:
+        pod: as the API server would have it after admission.
+        config: which folders.
+    """
+    protected, containers = config.guard.host_paths, fresh(pod)
+    for volume in pod.spec.volumes or ():
+        if volume.host_path is None or not _reaches(path := _plain(volume.host_path.path), protected):
+            continue
+        mounting = (c.name for c in containers if any(m.name == volume.name for m in c.volume_mounts or ()))
+        name = next(mounting, None)
+        who = "the pod has " if name is None else f'container "{name}" mounts '
+        shown = path if re.fullmatch(_PRINTABLE, path) else "(unprintable)"
+        yield Denial(NAME, f'{who}volume "{volume.name}", hostPath {shown}')
+        break
+    for container in containers:
+        if any(INJECTED in mount.mount_path for mount in container.volume_mounts or ()):
+            yield Denial(NAME, f'container "{container.name}" mounts something below {INJECTED}')
+            break
+    for key, value in sorted((pod.metadata.annotations or {}).items()):
+        if _CDI in key and "nvidia.com/" in value:
+            yield Denial(NAME, f"annotation {key} would inject GPUs")
+            break
+
+
+def _plain(path: str) -> str:
+    """A path as its parts; CEL's twin is the variable ``paths``."""
+    return "/" + "/".join(part for part in path.split("/") if part not in ("", "."))
+
+
+def _reaches(path: str, protected: tuple[str, ...]) -> bool:
+    """`_bad`, in Python."""
+    if path == "/" or "/../" in path or path.endswith("/..") or re.fullmatch(_OTHERS_ROOT, path):
+        return True
+    for each in protected:
+        begun = each.removesuffix("*")
+        below = path.startswith(begun) if each.endswith("*") else path == each or path.startswith(each + "/")
+        if below or begun.startswith(path + "/"):
+            return True
+    return False
 
 
 def _bad(protected: tuple[str, ...]) -> str:
@@ -138,7 +190,7 @@ def privileged(config: Config, *, exempt: tuple[str, ...]) -> Policy:
         ),
     )
     return Policy(
-        name="tessera-privileged",
+        name=PRIVILEGED,
         exempt=exempt,
         conditions=(NOT_MIRROR,),
         variables=variables,
@@ -154,3 +206,27 @@ def privileged(config: Config, *, exempt: tuple[str, ...]) -> Policy:
             ),
         ),
     )
+
+
+def privileged_denials(pod: Manifest, config: Config, *, asking: bool = False) -> Iterator[Denial]:
+    """What that policy would say against the creation of a pod.
+
+    Args:
+        pod: as the API server would have it after admission.
+        config: its names.
+        asking: admission has not seen the pod, and would give it a GPU of ours.
+    """
+    under = config.domain + "/"
+    amounts = (
+        name
+        for container in (*(pod.spec.containers or ()), *(pod.spec.init_containers or ()))
+        if container.resources is not None
+        for side in (container.resources.limits, container.resources.requests)
+        for name in side or ()
+    )
+    if not (asking or any(name.startswith(under) for name in amounts)):
+        return
+    for container in fresh(pod):
+        if container.security_context is not None and container.security_context.privileged:
+            yield Denial(PRIVILEGED, f'container "{container.name}" is privileged in a pod that asks for a GPU')
+            break

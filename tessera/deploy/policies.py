@@ -14,12 +14,16 @@ come by envFrom or with the image) is closed by the injection mode; docs/guard.m
 
 from __future__ import annotations
 
+from tessera.deploy import environment as environments
+from tessera.deploy import runtimeclass
+from tessera.deploy.conditions import MIRROR
 from tessera.deploy.environment import environment
-from tessera.deploy.hostpaths import host_paths, privileged
-from tessera.deploy.policy import Object, objects
+from tessera.deploy.hostpaths import host_path_denials, host_paths, privileged, privileged_denials
+from tessera.deploy.policy import Denial, Object, objects
 from tessera.deploy.runtimeclass import runtime_class
 from tessera.deploy.writers import Accounts, agents, bindings, nodes, pods
 from tessera.model.config import Config
+from tessera.model.pod import Manifest
 
 
 def policies(
@@ -43,7 +47,7 @@ def policies(
         agent=f"system:serviceaccount:{namespace}:{agent}",
         trusted=config.guard.trusted,
     )
-    exempt = tuple(sorted({namespace, *config.guard.exempt_namespaces}))
+    exempt = _exempt(config, namespace)
     found = [
         environment(config, exempt=exempt),
         host_paths(config, exempt=exempt),
@@ -55,3 +59,30 @@ def policies(
         agents(config, accounts),
     ]
     return [each for policy in found for each in objects(policy)]
+
+
+def _exempt(config: Config, namespace: str) -> tuple[str, ...]:
+    return tuple(sorted({namespace, *config.guard.exempt_namespaces}))
+
+
+def denials(
+    pod: Manifest, config: Config, *, namespace: str = "tessera-system", asking: bool = False
+) -> tuple[Denial, ...]:
+    """What the policies would say against the creation of a pod; where there are none yet, too.
+
+    Only what a pod may not say: our own annotations on a pod that is there are ours.
+
+    Args:
+        pod: as the API server has it; a static pod's mirror passes.
+        config: its domain and `guard`.
+        namespace: of our parts.
+        asking: admission has not seen the pod, and would give it a GPU of ours.
+    """
+    if pod.metadata.namespace in _exempt(config, namespace) or pod.metadata.annotation(MIRROR) is not None:
+        return ()
+    return (
+        *environments.denials(pod, config),
+        *host_path_denials(pod, config),
+        *privileged_denials(pod, config, asking=asking),
+        *runtimeclass.denials(pod, config),
+    )

@@ -8,10 +8,11 @@ there before a policy was can still be labelled, finalised and deleted by its co
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from tessera.deploy.cel import text
 from tessera.deploy.conditions import MIRROR
+from tessera.model.pod import Manifest, ManifestContainer
 
 Object = dict[str, object]
 
@@ -38,6 +39,24 @@ NOT_MIRROR: Final = (
     ),
 )
 """A static pod runs whatever is said here; refusing its mirror would only hide it."""
+
+
+class Denial(NamedTuple):
+    """What a policy would say against the creation of a pod: the rules once more, without an API server.
+
+    Attributes:
+        policy: its name.
+        said: how its message begins; what to do instead is left out.
+    """
+
+    policy: str
+    said: str
+
+
+def fresh(pod: Manifest) -> tuple[ManifestContainer, ...]:
+    """The variable `FRESH` of a creation."""
+    spec = pod.spec
+    return (*(spec.containers or ()), *(spec.init_containers or ()), *(spec.ephemeral_containers or ()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,10 +7,17 @@ NVIDIA's is the default runtime of the nodes, it closes nothing, and `tessera do
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Final
+
 from tessera.deploy.cel import listed
-from tessera.deploy.policy import NOT_MIRROR, Check, Policy
+from tessera.deploy.policy import NOT_MIRROR, Check, Denial, Policy
 from tessera.dialects.registry import FOREIGN
 from tessera.model.config import Config
+from tessera.model.pod import Manifest
+
+NAME: Final = "tessera-runtime-class"
+"""Of the policy."""
 
 
 def runtime_class(config: Config, *, exempt: tuple[str, ...]) -> Policy:
@@ -22,8 +29,7 @@ def runtime_class(config: Config, *, exempt: tuple[str, ...]) -> Policy:
         config: which classes, and the names.
         exempt: namespaces that it doesn't look at.
     """
-    names = {name for dialect in FOREIGN for name in dialect.resources}
-    prefixes = {prefix for dialect in FOREIGN for prefix in dialect.prefixes} | {config.domain + "/"}
+    names, prefixes = _asked(config)
     asked = f"(k in {listed(names)} || {listed(prefixes)}.exists(p, k.startsWith(p)))"
 
     def among(side: str) -> str:
@@ -31,7 +37,7 @@ def runtime_class(config: Config, *, exempt: tuple[str, ...]) -> Policy:
 
     containers = "dyn(object.spec.containers) + dyn(has(object.spec.initContainers) ? object.spec.initContainers : [])"
     return Policy(
-        name="tessera-runtime-class",
+        name=NAME,
         resources=("pods",),
         operations=("CREATE",),
         exempt=exempt,
@@ -60,3 +66,34 @@ def runtime_class(config: Config, *, exempt: tuple[str, ...]) -> Policy:
             ),
         ),
     )
+
+
+def _asked(config: Config) -> tuple[frozenset[str], tuple[str, ...]]:
+    """Names of resources by which a pod asks for a GPU of anybody's, and beginnings of such names."""
+    names = frozenset(name for dialect in FOREIGN for name in dialect.resources)
+    return names, (*(prefix for dialect in FOREIGN for prefix in dialect.prefixes), config.domain + "/")
+
+
+def denials(pod: Manifest, config: Config) -> Iterator[Denial]:
+    """What the policy would say against the creation of a pod.
+
+    Args:
+        pod: as the API server would have it after admission: an amount of nothing is written 0.
+        config: which classes, and the names.
+    """
+    name = pod.spec.runtime_class_name
+    if name not in config.guard.runtime_classes or pod.spec.resource_claims is not None:
+        return
+    names, prefixes = _asked(config)
+    containers = (*(pod.spec.containers or ()), *(pod.spec.init_containers or ()))
+    asking = any(
+        (key in names or key.startswith(prefixes)) and str(amount) != "0"
+        for container in containers
+        if container.resources is not None
+        for side in (container.resources.limits, container.resources.requests)
+        for key, amount in (side or {}).items()
+    )
+    if not asking:
+        first = containers[0].name if containers else ""
+        said = f"since the pod names the runtimeClassName {name} and asks for none"
+        yield Denial(NAME, f'container "{first}" would see the GPUs that its image asks for, {said}')

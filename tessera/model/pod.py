@@ -191,6 +191,7 @@ class ManifestSpec(PodSpec, frozen=True, kw_only=True):
     host_pid: bool | None = msgspec.field(name="hostPID", default=None)
     host_ipc: bool | None = msgspec.field(name="hostIPC", default=None)
     priority_class_name: str | None = None
+    resource_claims: tuple[dict[str, object], ...] | None = None
 
     @property
     def required_terms(self) -> tuple[NodeSelectorTerm, ...]:

@@ -10,15 +10,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Final
 
-from tessera.deploy.environment import CAPABILITIES, DEVICE_MEMORY, DEVICES, MEMORY, MPS, NO_DEVICES
+from tessera.deploy.environment import DEVICES, denies
 from tessera.dialects.reader import ContainerReader
 from tessera.model.config import Guard
-from tessera.model.pod import EnvVar
 from webhook.admission.patch import Edit, append, put, remove
 
 VOID: Final = "void"
 """What NVIDIA's runtime takes for: leave this container alone, whatever its image says."""
-_PREFIXES: Final = (MEMORY, MPS, DEVICE_MEMORY)
 _FAMILIES: Final = ("NVIDIA_", "CUDA_")
 """Beginnings of every variable that is looked at."""
 _FIX: Final = "the node sets what a slice has"
@@ -58,7 +56,7 @@ def _changes(container: ContainerReader, guard: Guard, *, hidden: bool) -> Itera
     for at, variable in enumerate(container.container.env or ()):
         if not variable.name.startswith(_FAMILIES):
             continue
-        bad = _is_bad(variable, guard)
+        bad = denies(variable, guard)
         if variable.name == DEVICES and not (bad and strip):
             has_devices = True  # it hides the GPUs as well, or the policies deny it
         elif bad and strip and hidden and variable.name == DEVICES and not has_devices:
@@ -71,15 +69,3 @@ def _changes(container: ContainerReader, guard: Guard, *, hidden: bool) -> Itera
             yield remove((*where, at)), variable.name
     if hidden and not has_devices:
         yield append(where, {"name": DEVICES, "value": VOID}), ""
-
-
-def _is_bad(variable: EnvVar, guard: Guard) -> bool:
-    """Whether the guard's policies would deny it."""
-    if variable.name == DEVICES:
-        return variable.value_from is not None or variable.value not in NO_DEVICES
-    if variable.name == CAPABILITIES:
-        if variable.value_from is not None:
-            return True
-        listed = (variable.value or "").split(",")
-        return not all(each in guard.driver_capabilities for each in listed)
-    return variable.name.startswith(_PREFIXES)
