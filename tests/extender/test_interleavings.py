@@ -34,8 +34,7 @@ NAMES = names()
 UNITS = 64
 NODES = ("n1", "n2")
 GPUS = 1
-LATE = 30.0
-"""Seconds within which a write whose answer was lost may still arrive."""
+LATE = 30.0  # seconds within which a write whose answer was lost may still arrive
 
 
 class Clock:

@@ -34,6 +34,17 @@ async def runs(rig, name, node, *, units=64, priority=0, **more):
     await rig.caught_up()
 
 
+async def fill(rig):
+    for name, node in (("a", "n1"), ("b", "n1"), ("c", "n2"), ("d", "n2")):
+        await runs(rig, name, node)
+
+
+async def one_full(rig):
+    rig.put_node("n1", 64)
+    await rig.caught_up()
+    await runs(rig, "a", "n1")
+
+
 async def waits(rig, name="high", *, units=64, priority=100, nodes=(), **more):
     """A pod that was rejected."""
     more["spec"] = {"priority": priority, **more.get("spec", {})}
@@ -147,9 +158,7 @@ async def test_who_is_never_a_victim(rig, why, victim, waiting):
 
 
 async def test_a_pod_of_a_daemonset_is_never_a_victim(rig):
-    rig.put_node("n1", 64)
-    await rig.caught_up()
-    await runs(rig, "a", "n1")
+    await one_full(rig)
     made = rig.server.get("pods", "a", "default")
     made["metadata"]["ownerReferences"] = [
         {"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "d", "uid": "u", "controller": True}
@@ -171,8 +180,7 @@ async def test_only_nodes_that_the_scheduler_let_through(full):
 
 
 async def test_who_is_going_already_counts_as_gone(full):
-    for name, node in (("a", "n1"), ("b", "n1"), ("c", "n2"), ("d", "n2")):
-        await runs(full, name, node)
+    await fill(full)
     await full.client.evict("d", namespace="default")
     await full.caught_up()
     await waits(full)
@@ -182,8 +190,7 @@ async def test_who_is_going_already_counts_as_gone(full):
 
 
 async def test_two_that_wait_do_not_count_on_one_slice(full):
-    for name, node in (("a", "n1"), ("b", "n1"), ("c", "n2"), ("d", "n2")):
-        await runs(full, name, node)
+    await fill(full)
     await waits(full)
     await waits(full, "second")
     await sweep(full)
@@ -193,8 +200,7 @@ async def test_two_that_wait_do_not_count_on_one_slice(full):
 
 
 async def test_who_leads_not_ends_nobody(full, new_rig):
-    for name, node in (("a", "n1"), ("b", "n1"), ("c", "n2"), ("d", "n2")):
-        await runs(full, name, node)
+    await fill(full)
     other = await new_rig()
     other.leads = False
     high = await waits(full)
@@ -228,8 +234,7 @@ async def test_who_stops_leading_in_the_middle_stops(rig):
 
 
 async def test_a_restart_in_the_middle_goes_on(full, new_rig):
-    for name, node in (("a", "n1"), ("b", "n1"), ("c", "n2"), ("d", "n2")):
-        await runs(full, name, node)
+    await fill(full)
     full.server.faults.add(NOMINATE, StatusError(500, "InternalError", "no"))
     high = await waits(full)
     await sweep(full)
@@ -293,9 +298,7 @@ async def test_of_several_nobody_goes_where_the_last_budget_says_no(rig):
 
 
 async def test_a_victim_that_went_by_itself_is_no_fault(rig):
-    rig.put_node("n1", 64)
-    await rig.caught_up()
-    await runs(rig, "a", "n1")
+    await one_full(rig)
     await waits(rig)
     rig.server.faults.add(EVICT, StatusError(404, "NotFound", "gone"))
     await sweep(rig)
@@ -306,9 +309,7 @@ async def test_a_victim_that_went_by_itself_is_no_fault(rig):
     "fault", [StatusError(500, "InternalError", "no"), StatusError(403, "Forbidden", "no"), Cut.BEFORE]
 )
 async def test_where_the_server_fails_it_is_tried_again(rig, clock, fault):
-    rig.put_node("n1", 64)
-    await rig.caught_up()
-    await runs(rig, "a", "n1")
+    await one_full(rig)
     await waits(rig)
     rig.server.faults.add(EVICT, fault)
     await sweep(rig)
@@ -319,8 +320,7 @@ async def test_where_the_server_fails_it_is_tried_again(rig, clock, fault):
 
 
 async def test_an_eviction_whose_answer_was_lost_is_not_repeated(full, clock):
-    for name, node in (("a", "n1"), ("b", "n1"), ("c", "n2"), ("d", "n2")):
-        await runs(full, name, node)
+    await fill(full)
     await waits(full)
     full.server.faults.add(EVICT, Cut.AFTER)
     await sweep(full)
@@ -331,8 +331,7 @@ async def test_an_eviction_whose_answer_was_lost_is_not_repeated(full, clock):
 
 
 async def test_a_nomination_that_was_cleared_is_written_again_but_not_for_ever(full, clock):
-    for name, node in (("a", "n1"), ("b", "n1"), ("c", "n2"), ("d", "n2")):
-        await runs(full, name, node)
+    await fill(full)
     high = await waits(full)
     await sweep(full)
     made = full.server.get("pods", "high", "default")
@@ -351,8 +350,7 @@ async def test_a_nomination_that_was_cleared_is_written_again_but_not_for_ever(f
 
 
 async def test_a_long_grace_outlasts_the_promise_and_is_waited_for(full, clock):
-    for name, node in (("a", "n1"), ("b", "n1"), ("c", "n2"), ("d", "n2")):
-        await runs(full, name, node)
+    await fill(full)
     await waits(full)
     await sweep(full)
     first = going(full)
@@ -380,17 +378,14 @@ async def test_the_pace_is_bounded(rig, clock):
 
 async def test_it_can_be_switched_off(rig):
     rig.config = Config(preemption=Preemption(enabled=False))
-    rig.put_node("n1", 64)
-    await rig.caught_up()
-    await runs(rig, "a", "n1")
+    await one_full(rig)
     await waits(rig)
     await sweep(rig)
     assert going(rig) == []
 
 
 async def test_who_does_not_wait_any_more_ends_nobody(full):
-    for name, node in (("a", "n1"), ("b", "n1"), ("c", "n2"), ("d", "n2")):
-        await runs(full, name, node)
+    await fill(full)
     await waits(full)
     full.server.remove("pods", "high", "default")
     await full.caught_up()
@@ -399,9 +394,7 @@ async def test_who_does_not_wait_any_more_ends_nobody(full):
 
 
 async def test_the_most_important_comes_first(rig):
-    rig.put_node("n1", 64)
-    await rig.caught_up()
-    await runs(rig, "a", "n1")
+    await one_full(rig)
     await waits(rig, "middle", priority=50)
     await waits(rig, "high")
     await sweep(rig)
@@ -424,9 +417,7 @@ async def test_several_gpus_links_and_instances_are_freed_too(rig):
 
 
 async def test_a_fault_of_ours_is_said_and_ends_nothing(rig, clock, caplog):
-    rig.put_node("n1", 64)
-    await rig.caught_up()
-    await runs(rig, "a", "n1")
+    await one_full(rig)
     await waits(rig)
     best, faults = rig.preemptor._candidates.best, [RuntimeError("ours")]
 

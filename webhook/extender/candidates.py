@@ -139,6 +139,8 @@ def may_go(pod: Pod, node: str, priority: int) -> bool:
     return (
         pod.spec.node_name == node
         and not pod.ended
+        # Who is to end soon counts as gone; who is overdue would be no sooner gone for being ended once more.
+        and meta.deletion_timestamp is None
         and there < priority
         and there < CRITICAL
         and not any(meta.annotation(name) is not None for name in _STATIC)
