@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import yaml
 
 from deviceplugin import mpsdaemon
 from deviceplugin.isolation.environment import Environment
@@ -31,6 +32,7 @@ from tessera.testing.nvml import ComputeMode
 KERNEL, PROCESS, WATCHED, NONE = Guarantee
 GIB = 1 << 30
 PATIENCE = 15.0
+MANIFESTS = Path(__file__).parents[2] / "manifests"
 FOLDERS = MpsFolders(pipes="/run/t/pipe", shared="/run/t/shm")
 
 
@@ -275,6 +277,14 @@ async def test_clients_that_would_share_another_memory_get_none(folder, program,
     daemon = MpsDaemon(str(folder), str(program), clock=SystemClock(), environ=os.environ, shm=str(tmp_path))
     assert not await daemon.look()
     assert f"{tmp_path} is not {folder}/shm" in daemon.problem
+
+
+def test_with_the_component_the_runtime_brings_the_control_program():
+    """It comes with the driver's "compute"; in a DaemonSet that asks for "utility" alone there is none."""
+    component = yaml.safe_load((MANIFESTS / "components" / "mps" / "kustomization.yaml").read_text())
+    merged = [patch for each in component["patches"] if isinstance(patch := yaml.safe_load(each["patch"]), dict)]
+    (container,) = merged[0]["spec"]["template"]["spec"]["containers"]
+    assert container["env"] == [{"name": "NVIDIA_DRIVER_CAPABILITIES", "value": "compute,utility"}]
 
 
 # Clients write in the daemon's folder, and not all of them are friends.
