@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tessera.cli.terminal import add_common, client, console, text, write_json
+from tessera.cli.terminal import ROOM_FOR_BARS, add_common, client, console, text, write_json, yielding
 from tessera.kube.resources import NODES, PODS
 from tessera.model.errors import TesseraError
 from tessera.model.names import DOMAIN, Names, names
@@ -72,9 +72,9 @@ def show(found: ClusterView, out: Console, *, wide: bool = False, waiting: bool 
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("NODE", "GPU", "MODEL", "MEMORY", "COMPUTE", "HELD BY", "PODS"):
-        table.add_column(title, no_wrap=title != "PODS")
+        table.add_column(title, no_wrap=title not in ("MODEL", "PODS"))
     for node in found.nodes:
-        _rows(table, node, wide=wide)
+        _rows(table, node, wide=wide, bars=out.width >= ROOM_FOR_BARS)
     out.print(table)
     left = found.waiting if waiting else ()
     for pod in left[:20]:
@@ -83,7 +83,7 @@ def show(found: ClusterView, out: Console, *, wide: bool = False, waiting: bool 
         out.print(f"waits: and {len(left) - 20} more")
 
 
-def _rows(table: Table, node: NodeView, *, wide: bool) -> None:
+def _rows(table: Table, node: NodeView, *, wide: bool, bars: bool) -> None:
     if node.problem:
         table.add_row(text(node.name), "", text(node.problem, "red"))
         return
@@ -96,9 +96,9 @@ def _rows(table: Table, node: NodeView, *, wide: bool) -> None:
         table.add_row(
             text(name),
             health,
-            text(gpu.model.removeprefix("NVIDIA ")),
-            _memory(gpu, node.unit),
-            _bar(gpu.held_compute / 100, f"{gpu.held_compute}%"),
+            yielding(text(gpu.model.removeprefix("NVIDIA "))),
+            _memory(gpu, node.unit, bars=bars),
+            _bar(gpu.held_compute / 100, f"{gpu.held_compute}%", bars=bars),
             f"{gpu.guarantee.memory}/{gpu.guarantee.compute}",
             text(f"{len(pods)}: {', '.join(pods)}") if pods else "",
         )
@@ -118,15 +118,17 @@ def _slot(what: str) -> Text:
     return Text("  ").append_text(text(what))
 
 
-def _memory(gpu: GpuView, unit: int) -> Text:
+def _memory(gpu: GpuView, unit: int, *, bars: bool) -> Text:
     share = gpu.held_units / gpu.units if gpu.units else 0.0
-    text = _bar(share, f"{gib(gpu.held_units * unit).removesuffix(' GiB')}/{gib(gpu.units * unit)}")
+    text = _bar(share, f"{gib(gpu.held_units * unit).removesuffix(' GiB')}/{gib(gpu.units * unit)}", bars=bars)
     if gpu.foreign_units:
         text.append(f" +{gib(gpu.foreign_units * unit)} foreign", style="red")
     return text
 
 
-def _bar(share: float, label: str) -> Text:
+def _bar(share: float, label: str, *, bars: bool) -> Text:
+    if not bars:
+        return Text(label)
     full = min(_BAR, round(share * _BAR))
     text = Text(_FULL * full, style="cyan")
     text.append(_EMPTY * (_BAR - full), style="dim")

@@ -26,6 +26,8 @@ from tessera.kube.config import connect
 from tessera.report.plaintext import plain, plain_json
 
 SYSTEM_NAMESPACE: Final = "tessera-system"
+ROOM_FOR_BARS: Final = 120
+"""Columns of a terminal below which tables have numbers only: a bar says nothing that they don't."""
 PIPE_WIDTH: Final = 160
 """A pipe has no width of its own, and a cut table is of no use to whoever reads it."""
 
@@ -76,16 +78,37 @@ def client(kubeconfig: str | None, clock: Clock | None = None) -> ApiClient:
     return ApiClient(connection, clock=passing, rng=random.Random(), user_agent="tessera-cli")  # noqa: S311  jitter
 
 
+class _Output(Console):
+    """Standard output, whose reader may go away."""
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to the program's one door; rich would end the process with code 1, which means something here.
+
+        Raises:
+            BrokenPipeError: always.
+        """
+        raise BrokenPipeError
+
+
 def console(arguments: argparse.Namespace) -> Console:
     """Standard output."""
     width = None if sys.stdout.isatty() else PIPE_WIDTH
-    return Console(no_color=arguments.no_color or "NO_COLOR" in os.environ, highlight=False, markup=False, emoji=False,
+    return _Output(no_color=arguments.no_color or "NO_COLOR" in os.environ, highlight=False, markup=False, emoji=False,
                    width=width)  # fmt: skip
 
 
 def text(what: str, style: str = "") -> Text:
     """Others' words as one line for a table."""
     return Text(plain(what), style=style)
+
+
+def yielding(cell: Text) -> Text:
+    """A cell whose end may be left out where the terminal is narrow; its column must not be declared `no_wrap`.
+
+    Columns that may wrap give way before those that may not, so names get shorter and numbers stay whole.
+    """
+    cell.no_wrap, cell.overflow = True, "ellipsis"
+    return cell
 
 
 def hanging(out: Console, said: str, *, indent: int, label: str = "", style: str = "") -> None:

@@ -15,7 +15,18 @@ from rich.text import Text
 
 from tessera.cli.looking import Looker
 from tessera.cli.measuring import measure
-from tessera.cli.terminal import Progress, add_common, add_installation, client, console, installed, text, write_json
+from tessera.cli.terminal import (
+    ROOM_FOR_BARS,
+    Progress,
+    add_common,
+    add_installation,
+    client,
+    console,
+    installed,
+    text,
+    write_json,
+    yielding,
+)
 from tessera.doctor.evidence import NotLookedError
 from tessera.doctor.finding import counted
 from tessera.doctor.objects import ConfigMap, LookedPod
@@ -29,8 +40,6 @@ from tessera.report.usage import ClusterUse, GpuUse, NodeUse, SliceUse, join
 COULD_NOT_LOOK: Final = 3
 _BAR: Final = 12
 _MOST_PODS: Final = 3
-_ROOM_FOR_BARS: Final = 100
-"""Columns of a terminal below which names of pods need the bars' place."""
 _NONE: Final = Text("")
 
 
@@ -96,13 +105,13 @@ def show(found: ClusterUse, out: Console, *, wide: bool = False) -> None:
     out.print()
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("NODE", "GPU", "MODEL"):
-        table.add_column(title, no_wrap=True)
-    bars = out.width >= _ROOM_FOR_BARS
+        table.add_column(title, no_wrap=title != "MODEL")
+    bars = out.width >= ROOM_FOR_BARS
     if bars:
         table.add_column("MEMORY", no_wrap=True)
     for title in ("USED", "BOOKED", "OF", "COMPUTE"):
         table.add_column(title, no_wrap=True, justify="right")
-    table.add_column("POD" if wide else "PODS", overflow="fold" if wide else "ellipsis", no_wrap=not wide)
+    table.add_column("POD" if wide else "PODS", overflow="fold")
     for node in found.nodes:
         for row in _rows(node, wide=wide):
             table.add_row(*(row if bars else row[:3] + row[4:]))
@@ -133,13 +142,13 @@ def _rows(node: NodeUse, *, wide: bool) -> Iterator[tuple[Text, ...]]:
         yield (
             text(name),
             index,
-            text(gpu.model.removeprefix("NVIDIA "), ""),
+            yielding(text(gpu.model.removeprefix("NVIDIA "))),
             _bar(gpu),
             _amount(gpu.used),
             _amount(gpu.booked),
             _amount(gpu.usable),
             Text(f"{gpu.booked_compute}%"),
-            _NONE if wide else _pods(gpu),
+            _NONE if wide else yielding(_pods(gpu)),
         )
         name = ""
         if wide:
@@ -209,4 +218,5 @@ def _unmeasured(found: ClusterUse, out: Console) -> None:
     for why, names in by_problem.items():
         where = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         out.print(Text.assemble("not measured: ", text(where), " (", text(why), ")"), soft_wrap=True)
-    out.print(Text("memory in GiB; █ used ▒ booked ░ free", style="dim"))
+    legend = "; █ used ▒ booked ░ free" if out.width >= ROOM_FOR_BARS else ""
+    out.print(Text(f"memory in GiB{legend}", style="dim"))

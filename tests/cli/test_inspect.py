@@ -1,10 +1,17 @@
 """`tessera inspect` against an API server: who holds what, and nothing that others wrote reaches the terminal as it is."""
 
+import io
 import json
 
+import msgspec
 import pytest
+from rich.console import Console
 
+from tessera.cli.inspect import show
 from tessera.model.names import names
+from tessera.model.node import Node
+from tessera.model.pod import Pod
+from tessera.report.cluster import view
 
 N = names()
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202eevil"
@@ -21,6 +28,23 @@ async def test_who_holds_what(cluster):
     assert "waits: default/waits (main: 1 GPU, 2Gi of memory)" in out
     _, out, _ = await cluster.run("inspect", "-o", "wide", "n1")
     assert "default/train" in out
+
+
+@pytest.mark.parametrize("width", [72, 80, 100])
+async def test_a_narrow_terminal_loses_bars_before_amounts_and_names(cluster, width):
+    cluster.node("gpu-node-1", model="NVIDIA A100-SXM4-80GB")
+    cluster.pod("train", 40, node="gpu-node-1")
+    nodes = [msgspec.convert(tree, Node) for tree in cluster.api.objects("nodes")]
+    pods = [msgspec.convert(tree, Pod) for tree in cluster.api.objects("pods")]
+    out = Console(width=width, file=io.StringIO(), color_system=None)
+    show(view(nodes, pods, N), out)
+    lines = [line.rstrip() for line in out.file.getvalue().splitlines()]
+    assert all(title in lines[0] for title in ("NODE", "GPU", "MEMORY", "COMPUTE", "HELD BY", "PODS"))
+    assert lines[1].startswith("gpu-node-1  0")
+    assert "10/22.5 GiB" in lines[1]
+    assert "watched/none" in lines[1]
+    assert "█" not in lines[1]
+    assert max(map(len, lines)) <= width
 
 
 async def test_a_node_that_is_not_there(cluster):

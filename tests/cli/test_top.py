@@ -112,6 +112,23 @@ async def test_a_narrow_terminal_has_no_bars(cluster):
     assert "1: default/one" in narrow.file.getvalue()
 
 
+@pytest.mark.parametrize("width", [72, 80, 100])
+async def test_a_narrow_terminal_loses_names_of_pods_before_numbers(cluster, width):
+    cluster.node("gpu-node-1", model="NVIDIA A100-SXM4-80GB")
+    for at in range(6):
+        cluster.pod(f"a-job-with-a-long-name-{at}", 10, node="gpu-node-1")
+    out = Console(width=width, file=io.StringIO(), color_system=None)
+    show(join(view(*objects(cluster), names()), {}), out)
+    header, first, second = [line for line in out.file.getvalue().splitlines() if line.strip()][1:4]
+    assert header.split()[:3] == ["NODE", "GPU", "MODEL"]
+    assert all(title in header for title in ("USED", "BOOKED", "OF", "COMPUTE", "PODS"))
+    assert "15.0  22.5" in first
+    assert first.startswith("gpu-node-1  0")
+    assert "6: " in first
+    assert second.split()[0] == "1"
+    assert max(map(len, out.file.getvalue().splitlines()[2:5])) <= width
+
+
 async def test_what_holds_no_slice_and_what_strangers_use(cluster, serve):
     cluster.node()
     await serve("n1", metrics(used("gone", GIB, container=""), held={A: 8}))
