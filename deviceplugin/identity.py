@@ -201,7 +201,7 @@ class Identity:
 
     def wanting(self, pod: Pod) -> tuple[Wanting, ...]:
         """The containers of a pod that ask for tickets, in the order in which the kubelet admits them."""
-        uid = uid_of(pod)
+        uid = pod.metadata.uid
         known = self._read.get(uid)
         if known is None:
             known = tuple(_wanting(pod, self._names))

@@ -49,7 +49,8 @@ class PodsEndpoint(Protocol):
 def uid_of(pod: Pod) -> str:
     """The UID by which the kubelet knows a pod; a mirror pod is the API's picture of a static one.
 
-    An ordinary pod that carries the mirror annotation is never run by a kubelet, so it can't steal an identity with it.
+    A kubelet never runs an ordinary pod that carries the mirror annotation; whether it may speak for another is a question
+    for `NodePods.stands_for`.
     """
     return pod.metadata.annotation(MIRROR) or pod.metadata.uid
 
@@ -118,10 +119,16 @@ class NodePods:
     def by_uid(self, uid: str) -> Pod | None:
         """The pod that the kubelet knows by this UID."""
         if self._cache is not None:
-            watched = self._cache.by_uid(self._mirrors.get(uid, uid))
+            # The pod itself first: anybody may write another's UID into an annotation.
+            watched = self._cache.by_uid(uid) or self._cache.by_uid(self._mirrors.get(uid, uid))
             if watched is not None:
                 return watched
         return next((pod for pod in self._fetched.values() if uid_of(pod) == uid), None)
+
+    def stands_for(self, pod: Pod) -> bool:
+        """Whether a pod is the one that `uid_of` says; one that calls itself the mirror of another's is not."""
+        other = self.by_uid(uid_of(pod))
+        return other is None or other.metadata.uid == pod.metadata.uid
 
     def state(self, uid: str) -> State:
         """What is known of a pod: ``unknown`` as long as its absence proves nothing."""
@@ -146,9 +153,10 @@ class NodePods:
         pod = change.final if isinstance(change, Deleted) else change.new
         mirrored = pod.metadata.annotation(MIRROR)
         if mirrored is not None:
-            if gone:
-                self._mirrors.pop(mirrored, None)
-            else:
+            first = self._cache.by_uid(self._mirrors.get(mirrored, "")) if self._cache is not None else None
+            if gone and self._mirrors.get(mirrored) == pod.metadata.uid:
+                del self._mirrors[mirrored]
+            elif not gone and first is None:
                 self._mirrors[mirrored] = pod.metadata.uid
         fetched = self._fetched.get(key_of(pod))
         if fetched is not None and (isinstance(change, Added) or uid_of(fetched) == uid_of(pod)):

@@ -119,6 +119,8 @@ class Settler:
 
     def _changed(self, pod: Pod, gone: bool) -> None:
         uid = uid_of(pod)
+        if not self._pods.stands_for(pod):
+            return
         if pod.ended:
             for grant in self._ledger.free([uid]):
                 _log.info(

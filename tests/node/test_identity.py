@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from deviceplugin.devices import View, device_id
 from deviceplugin.errors import KubeletError
 from deviceplugin.ledger import Grant
 from deviceplugin.pods import NodePods, uid_of
+from tessera.kube.changes import Added
 from tessera.model.names import names
 from tessera.model.pod import ContainerStatus, ObjectMeta, Pod, PodStatus
 
@@ -143,3 +146,33 @@ async def test_with_nothing_to_ask_fetching_finds_nothing():
     found = NodePods("n1")
     await found.fetch([("default", "p")])
     assert (found.get(("default", "p")), found.state("u"), found.all()) == (None, "unknown", [])
+
+
+class Watched:
+    """The watch, as far as pods are looked up in it."""
+
+    def __init__(self, *pods):
+        self.pods, self.callbacks = pods, []
+        self.synced, self.last_error = asyncio.Event(), None
+        self.synced.set()
+
+    def __iter__(self):
+        return iter(self.pods)
+
+    def by_uid(self, uid):
+        return next((pod for pod in self.pods if pod.metadata.uid == uid), None)
+
+    def subscribe(self, callback, **_):
+        self.callbacks.append(callback)
+        for pod in self.pods:
+            callback(Added(pod))
+
+
+def test_a_pod_that_calls_itself_the_mirror_of_another_takes_nothing_from_it(make_pod):
+    """Anybody may write the annotation at creation, and name a node; the UIDs of static pods are no pod's in the API."""
+    victim = make_pod("victim", {"main": {UNITS: 8}}, uid="v")
+    thief = make_pod("thief", {"main": {UNITS: 8}}, uid="t", notes={"kubernetes.io/config.mirror": "v"}, phase="Failed")
+    static = make_pod("static", {"main": {UNITS: 8}}, uid="api", notes={"kubernetes.io/config.mirror": "hash"})
+    found = NodePods("n1", cache=Watched(victim, thief, static))
+    assert (found.by_uid("v"), found.state("v"), found.by_uid("hash")) == (victim, "live", static)
+    assert [found.stands_for(pod) for pod in (victim, thief, static)] == [True, False, True]
