@@ -231,3 +231,13 @@ async def test_slices_and_instances_of_different_nodes_are_no_fragments(rig, clo
     await rig.filter(made)
     await sweep(rig, clock, 1)
     assert scale_pods(rig) == [], "no node has both, not even in sum"
+
+
+async def test_what_users_label_in_their_namespaces_is_none_of_ours(scaling, clock):
+    """Neither deleted (such a pod may run), nor tried to be, nor counted among the few that there may be."""
+    for number in range(3):
+        scaling.put_pod(f"mine-{number}", labels={NAMES.scale_for: "uid-cause"}, phase="Running", node="n1")
+    await waits(scaling)
+    await sweep(scaling, clock, 31)
+    assert sorted(each["metadata"]["namespace"] for each in scale_pods(scaling)) == ["default"] * 3 + [SPACE]
+    assert not any(on("delete", "pods")(each.seen) for each in scaling.server.requests)

@@ -108,7 +108,12 @@ class Scaler:
             self._there.pop(pod.metadata.uid, None)
         else:
             self._there[pod.metadata.uid] = pod
-        self._metrics.scale_pods.set(len(self._there))
+        self._metrics.scale_pods.set(len(self._ours()))
+
+    def _ours(self) -> list[Pod]:
+        """Those of the namespace where we make them; what users label elsewhere is theirs, and may run."""
+        namespace = self._config().autoscaler.namespace
+        return [pod for pod in self._there.values() if pod.metadata.namespace == namespace]
 
     async def run(self) -> NoReturn:
         """Look after scale pods, until cancelled."""
@@ -126,9 +131,9 @@ class Scaler:
         await self._clean()
         config = self._config().autoscaler
         now = self._clock.monotonic()
-        if not config.enabled or now < self._next or len(self._there) >= config.most:
+        if not config.enabled or now < self._next or len(self._ours()) >= config.most:
             return
-        served = {self._cause(pod) for pod in self._there.values()}
+        served = {self._cause(pod) for pod in self._ours()}
         self._whole = {kind: until for kind, until in self._whole.items() if until > now}
         for kind in self._waiting.kinds():
             if kind in self._whole:
@@ -146,7 +151,7 @@ class Scaler:
 
     async def _clean(self) -> None:
         enabled = self._config().autoscaler.enabled
-        for pod in list(self._there.values()):
+        for pod in self._ours():
             if (not enabled or not self._needed(pod)) and pod.metadata.deletion_timestamp is None:
                 await self._delete(pod)
 
