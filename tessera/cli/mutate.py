@@ -18,11 +18,13 @@ import msgspec
 from tessera.cli.configfile import read_config
 from tessera.cli.manifests import STDIN, Manifest, ManifestError, read
 from tessera.cli.podview import admitted, apply, decode, portable
+from tessera.cli.stray import resources_of, stray
 from tessera.cli.templates import Template, templates
 from tessera.cli.yamlreader import Object
 from tessera.cli.yamlwriter import diff, dump
 from tessera.model.config import Config
 from tessera.model.errors import ConfigError, TesseraError
+from tessera.model.names import Names
 from tessera.model.request import PodRequest
 from webhook.admission.mutate import Mutator
 from webhook.admission.validate import Validator
@@ -30,6 +32,7 @@ from webhook.admission.validate import Validator
 ALLOWED: Final = 0
 DENIED: Final = 1
 UNREADABLE: Final = 2
+_NVIDIA: Final = "nvidia.com/gpu"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,12 +86,12 @@ class Admission:
 
     mutator: Mutator
     validator: Validator
-    asks: tuple[str, ...]
+    names: Names
 
     @classmethod
     def by(cls, config: Config) -> Admission:
         """Prepare both by a config."""
-        return cls(Mutator(config), Validator(config), config.names.asks)
+        return cls(Mutator(config), Validator(config), config.names)
 
     def judge(self, template: Template, manifest: Manifest, *, namespace: str) -> Verdict:
         """Decide about the pods of one template.
@@ -110,7 +113,7 @@ class Admission:
             self.validator.validate(decode(seen, owner=template.owner))
         except TesseraError as error:
             return Verdict(kind=kind, name=name, allowed=False, message=str(error))
-        warnings = outcome.warnings
+        warnings = outcome.warnings + stray(template.pod, self.names)
         if outcome.request is None and manifest.value is not template.pod:
             warnings += self._astray(manifest)
         return Verdict(kind=kind, name=name, allowed=True, warnings=warnings, patch=patch, request=outcome.request)
@@ -121,7 +124,7 @@ class Admission:
         there = metadata.get("annotations") if isinstance(metadata, dict) else None
         return tuple(
             f"annotation {name} of the {manifest.kind} itself asks for nothing; write it on the pod template"
-            for name in self.asks
+            for name in self.names.asks
             if isinstance(there, dict) and name in there
         )
 
@@ -136,8 +139,9 @@ def run(arguments: argparse.Namespace) -> int:
     except ConfigError as error:
         return _complain(f"{program}: {error}")
     admission = Admission.by(config)
-    show = _Show(arguments.output, colour=not arguments.no_color and _colour())
+    show = _Show(arguments.output, config.names, colour=not arguments.no_color and _colour())
     code = ALLOWED
+    seen = 0
     for name in arguments.filename:
         for found in read(name, stdin=sys.stdin.buffer):
             if isinstance(found, ManifestError):
@@ -146,16 +150,20 @@ def run(arguments: argparse.Namespace) -> int:
             there = templates(found.value)
             verdicts = [admission.judge(each, found, namespace=arguments.namespace) for each in there]
             show.object(found, there, verdicts)
+            seen += len(there)
             if code == ALLOWED and not all(verdict.allowed for verdict in verdicts):
                 code = DENIED
+    if not seen and code == ALLOWED and arguments.output == "diff":
+        sys.stderr.write(f"{program}: no pod and no pod template in what was read\n")
     return code
 
 
 class _Show:
     """Writes verdicts as they come: answers on standard output; unless they are JSON, reasons on standard error."""
 
-    def __init__(self, output: str, *, colour: bool) -> None:
+    def __init__(self, output: str, names: Names, *, colour: bool) -> None:
         self._output = output
+        self._names = names
         self._colour = colour
         self._shown = 0
 
@@ -172,6 +180,8 @@ class _Show:
                 _complain(f"{where}: denied: {verdict.message}")
             for warning in verdict.warnings:
                 _complain(f"{where}: warning: {warning}")
+            if self._output == "diff" and verdict.allowed and not verdict.patch:
+                _complain(f"{where}: {_untouched(template.pod, self._names)}")
         if self._output == "patch":
             for verdict in verdicts:
                 sys.stdout.write(_patch(verdict.patch))
@@ -193,6 +203,17 @@ class _Show:
         else:
             sys.stdout.write(("---\n" if self._shown else "") + after)
         self._shown += 1
+
+
+def _untouched(pod: Object, names: Names) -> str:
+    """Why nothing is shown, where a diff would have been looked for."""
+    asked = {name for _, name in resources_of(pod)}
+    if any(map(names.is_ticket, asked)):
+        return "has its tickets already; left as it is"
+    said = "asks for no GPU of Tessera's; left as it is"
+    if _NVIDIA in asked:
+        said += f" ({_NVIDIA} is NVIDIA's plugin's, unless the config says dialects: {{nvidia: {{whole: true}}}})"
+    return said
 
 
 def _patch(patch: list[Object]) -> str:

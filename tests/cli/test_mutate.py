@@ -366,7 +366,7 @@ def test_validation_has_the_last_word(tmp_path):
     (manifest,) = read(str(path), stdin=io.BytesIO())
     (template,) = templates(manifest.value)
     config = Config()
-    admission = Admission(Mutator(config), Refusing(config), config.names.asks)
+    admission = Admission(Mutator(config), Refusing(config), config.names)
     verdict = admission.judge(template, manifest, namespace="team")
     assert (verdict.allowed, verdict.message, verdict.patch) == (False, "1 annotations are too many; write fewer", [])
 
@@ -416,7 +416,9 @@ def test_what_is_written_needs_nothing_more(mutate):
     _, out, _ = mutate("\n---\n".join(map(json.dumps, manifests)), output="yaml")
     code, again, _ = mutate(out, output="yaml")
     assert (code, again) == (0, out)
-    assert mutate(out, output="diff") == (0, "", "")
+    code, shown, said = mutate(out, output="diff")
+    assert (code, shown) == (0, "")
+    assert "Deployment d spec.template: has its tickets already; left as it is" in said
     assert [line["patch"] for line in _lines(mutate(out)[1])] == [[], []]
 
 

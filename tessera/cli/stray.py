@@ -1,0 +1,63 @@
+"""Names under our domain that mean nothing: a slip of the pen that the API server takes, and that waits for ever.
+
+Admission leaves such a pod alone (another system may own what we don't know), so only whoever looks at the manifest
+beforehand can tell its author.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from tessera.cli.yamlreader import Object
+from tessera.model.names import Names
+from tessera.model.strict import nearest
+
+MOST: Final = 10
+"""Warnings of one template; whoever has made more mistakes has made the same one again."""
+_LONGEST: Final = 100
+
+
+def stray(pod: Object, names: Names) -> tuple[str, ...]:
+    """What of a pod is under our domain and no name of ours, each with the nearest that is.
+
+    Args:
+        pod: a pod or pod template, as plain data.
+        names: of the installation.
+    """
+    resources = (*names.asks, *names.tickets)
+    annotations = (
+        *names.asks, names.container, names.gpu_models, names.gpu_uuids, names.gpu_placement, names.gpu_topology,
+        names.guarantee, names.placement_profile, names.resize, names.request, names.plan,
+    )  # fmt: skip
+    found = [
+        _said(f'container "{container[:_LONGEST]}": ', name, "resource", names.domain, resources)
+        for container, name in dict.fromkeys(resources_of(pod))
+        if name.startswith(f"{names.domain}/") and name not in names.asks and not names.is_ticket(name)
+    ]
+    found += [
+        _said("", name, "annotation", names.domain, annotations)
+        for name in _mapping(_mapping(pod.get("metadata")).get("annotations"))
+        if name.startswith(f"{names.domain}/") and name not in annotations
+    ]
+    return tuple(found[:MOST])
+
+
+def _said(where: str, name: str, what: str, domain: str, valid: tuple[str, ...]) -> str:
+    short = nearest(name.removeprefix(f"{domain}/"), (each.removeprefix(f"{domain}/") for each in valid))
+    return f"{where}{name[:_LONGEST]} is no {what} of Tessera's{short}"
+
+
+def resources_of(pod: Object) -> Iterator[tuple[str, str]]:
+    """(container, resource) of every limit and request."""
+    spec = _mapping(pod.get("spec"))
+    for field in ("initContainers", "containers"):
+        containers = spec.get(field)
+        for container in containers if isinstance(containers, list) else ():
+            resources = _mapping(_mapping(container).get("resources"))
+            for kind in ("limits", "requests"):
+                yield from ((str(_mapping(container).get("name")), name) for name in _mapping(resources.get(kind)))
+
+
+def _mapping(value: object) -> Object:
+    return value if isinstance(value, dict) else {}
