@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import difflib
 import sys
 from typing import Final
 
@@ -23,6 +24,7 @@ from tessera.cli.terminal import (
     text,
     write_json,
 )
+from tessera.doctor.check import Check
 from tessera.doctor.check import examine as judge
 from tessera.doctor.checks import CHECKS
 from tessera.doctor.finding import COULD_NOT_LOOK, Examination, Finding, Outcome, counted
@@ -36,6 +38,11 @@ _MARKS: Final = {
     "ok": ("", ""),
 }
 _INDENT: Final = 6
+_LONGEST_NAME: Final = 60
+
+
+class UnknownCheckError(TesseraError):
+    """A check that there isn't."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-probe", action="store_true", help="create nothing, not even as a dry run")
     parser.add_argument("--strict", action="store_true", help="exit with 3, too, where a check could not look")
     parser.add_argument("--timeout", type=float, default=TIMEOUT, metavar="SECONDS", help="for one page of a list")
+    parser.add_argument(
+        "--only", metavar="CHECK,…", default="", help="these checks and no others (before an installation, say)"
+    )
     parser.add_argument("--list", action="store_true", help="tell the checks, look at nothing")
 
 
@@ -77,17 +87,35 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _examine(arguments: argparse.Namespace) -> Examination:
     clock = SystemClock()
+    checks = chosen(arguments.only)
+    # Nobody who asks for other checks expects a pod to be made, if only as a dry run.
+    probing = not arguments.no_probe and any(check.id == "webhook-answers" for check in checks)
     where = Where(
         namespace=arguments.system_namespace,
         secret=arguments.certificate_secret,
         config=from_file(arguments.config).config if arguments.config else None,
-        probe=None if arguments.no_probe else arguments.probe_namespace,
+        probe=arguments.probe_namespace if probing else None,
     )
     with Progress() as progress:
         async with client(arguments.kubeconfig, clock) as api:
             looker = Looker(api, tell=progress, timeout=float(arguments.timeout))
             evidence = await examine(api, where, looker=looker, clock=clock)
-    return judge(CHECKS, evidence)
+    return judge(checks, evidence)
+
+
+def chosen(only: str) -> tuple[Check, ...]:
+    """The checks that are named, with commas between; all of them where none is.
+
+    Raises:
+        UnknownCheckError: there is none of that name.
+    """
+    wanted = {name.strip() for name in only.split(",")} - {""}
+    known = {check.id for check in CHECKS}
+    for name in sorted(wanted - known):
+        near = difflib.get_close_matches(name[:_LONGEST_NAME], known, n=1)
+        hint = f"is {near[0]} meant?" if near else "tessera doctor --list tells them"
+        raise UnknownCheckError(f"there is no check {name[:_LONGEST_NAME]}; {hint}")
+    return tuple(check for check in CHECKS if not wanted or check.id in wanted)
 
 
 def show(found: Examination, out: Console, *, wide: bool = False) -> None:

@@ -76,12 +76,14 @@ def denials(
         pod: as the API server has it; a static pod's mirror passes.
         config: its domain and `guard`.
         namespace: of our parts.
-        asking: admission has not seen the pod, and would give it a GPU of ours.
+        asking: the pod asks for a GPU of ours in some dialect, so admission would write tickets on it, and take away its
+            variables where config says so.
     """
     if pod.metadata.namespace in _exempt(config, namespace) or pod.metadata.annotation(MIRROR) is not None:
         return ()
+    stripped = asking and config.guard.environment == "strip"
     return (
-        *environments.denials(pod, config),
+        *(() if stripped else environments.denials(pod, config)),
         *host_path_denials(pod, config),
         *privileged_denials(pod, config, asking=asking),
         *runtimeclass.denials(pod, config),

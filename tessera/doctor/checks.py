@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Final
 
-from tessera.doctor import certificates, injection, nodes, parts, pods, policies, scheduling, settings, webhooks
+from tessera.doctor import (
+    certificates,
+    injection,
+    nodes,
+    parts,
+    pods,
+    policies,
+    recreation,
+    scheduling,
+    settings,
+    webhooks,
+)
 from tessera.doctor.check import Check
 
 CHECKS: Final = (
@@ -21,6 +32,7 @@ CHECKS: Final = (
     Check("config-units", "one memory unit everywhere", settings.units),
     Check("policies-in-force", "policies are there, bound and current", policies.in_force),
     Check("policies-bypassed", "no GPU pods in exempt namespaces", policies.bypassed),
+    Check("guard-recreation", "the guard lets every pod be made again", recreation.again),
     Check("injection-open", "no way to GPUs that admission can't see", injection.open_ways),
     Check("injection-runtime", "runtimes inject devices as config says", injection.runtimes),
     Check("runtime-class", "the RuntimeClass exists", injection.runtime_class),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
@@ -22,8 +22,13 @@ from tessera.doctor.objects import (
 from tessera.model.config import Config
 from tessera.model.errors import TesseraError
 from tessera.model.names import Names
+from tessera.model.pod import Manifest
 
 T = TypeVar("T")
+
+
+Judge = Callable[[Manifest, bool], Sequence[tuple[str, str]]]
+"""What the guard would say against the creation of a pod, by policy; the second argument: it asks for a GPU of ours."""
 
 
 class NotLookedError(TesseraError):
@@ -109,6 +114,7 @@ class Evidence:
     Attributes:
         now: seconds since 1970. settings: see there. namespace: where Tessera is installed.
         expected_policies: what this version generates by the config (ValidatingAdmissionPolicies and their bindings).
+        guard: what the guard says by the config, in force or not.
         config_maps: of the installation's namespace and of kube-system.
         certificates: by ``namespace/name`` of the Secret that a webhook serves by.
         endpoints: by ``namespace/name`` of a webhook's Service, its slices.
@@ -128,6 +134,7 @@ class Evidence:
     policies: Look[tuple[Policy, ...]] = field(default_factory=Look)
     bindings: Look[tuple[Policy, ...]] = field(default_factory=Look)
     expected_policies: Look[tuple[dict[str, object], ...]] = field(default_factory=Look)
+    guard: Look[Judge] = field(default_factory=Look)
     config_maps: Look[tuple[ConfigMap, ...]] = field(default_factory=Look)
     certificates: Look[dict[str, Secret]] = field(default_factory=Look)
     endpoints: Look[dict[str, tuple[EndpointSlice, ...]]] = field(default_factory=Look)

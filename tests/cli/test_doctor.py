@@ -58,6 +58,34 @@ async def test_no_probe_makes_no_dry_run(cluster):
     assert by_id(out)["webhook-answers"]["problem"] == "no dry run was made (--no-probe)"
 
 
+async def test_before_an_installation_it_tells_what_could_not_be_made_again(cluster, tmp_path):
+    cluster.pod("exporter", node="n1", namespace="monitoring")
+    tree = cluster.api.get("pods", "exporter", "monitoring")
+    tree["spec"]["volumes"] = [{"name": "root", "hostPath": {"path": "/"}}]
+    cluster.api.put("pods", tree)
+    code, out, err = await cluster.run("doctor", "--only", "api-version,guard-recreation", "-o", "json")
+    assert (code, err) == (1, "")
+    assert by_id(out).keys() == {"api-version", "guard-recreation"}
+    (found,) = by_id(out)["guard-recreation"]["findings"]
+    assert found["object"] == "namespace/monitoring"
+    assert {each.seen.verb for each in cluster.api.requests} <= {"get", "list"}, "no dry run where none is needed"
+    path = tmp_path / "config.yaml"
+    path.write_text("guard: {exemptNamespaces: [kube-system, monitoring]}\n")
+    code, out, _ = await cluster.run("doctor", "--only", "guard-recreation", "--config", str(path))
+    assert code == 0
+    assert "1 check found nothing" in out
+
+
+async def test_a_check_that_there_is_not(cluster):
+    code, out, err = await cluster.run("doctor", "--only", "guard-recreaton")
+    assert (code, out) == (3, "")
+    assert "is guard-recreation meant?" in err
+    code, _, err = await cluster.run("doctor", "--only", "x" * 5000)
+    assert code == 3
+    assert "--list" in err
+    assert len(err) < 200
+
+
 async def test_a_webhook_that_the_api_server_can_not_call(cluster):
     cluster.api.put(
         "mutatingwebhookconfigurations",

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import yaml
 
-from tessera.deploy.policies import policies
+from tessera.deploy.policies import denials, policies
 from tessera.deploy.scheduler import scheduler_configuration
 from tessera.deploy.webhooks import webhook_configurations
 from tessera.dialects.registry import OPTIONS
@@ -179,14 +179,16 @@ def healthy(cluster, material, generated):
             data=objects.PublicHalf(certificate=base64.b64encode(material.certificate.encode()).decode())
         )
         ends = objects.EndpointSlice(endpoints=(objects.Endpoint(), objects.Endpoint()))
+        found = settings(looks["config_maps"].need(), SPACE, dialects=OPTIONS)
         evidence = Evidence(
             now=NOW.timestamp(),
-            settings=settings(looks["config_maps"].need(), SPACE, dialects=OPTIONS),
+            settings=found,
             namespace=SPACE,
             version=Look(objects.Version(major="1", minor="34", git_version="v1.34.4")),
             certificates=Look({f"{SPACE}/tessera-webhook-certificate": secret}),
             endpoints=Look({f"{SPACE}/tessera-webhook": (ends,)}),
             expected_policies=Look(tuple(expected)),
+            guard=Look(lambda pod, asking: denials(pod, found.config, namespace=SPACE, asking=asking)),
             probe=Look(Probe("made", probed)),
             said=Look({f"{SPACE}/webhook": PartSaid(dict(TOLD))}),
             **looks,
