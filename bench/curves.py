@@ -9,7 +9,7 @@ _WIDTH: Final = 760
 _HEIGHT: Final = 430
 _LEFT: Final = 60
 _TOP: Final = 40
-_RIGHT: Final = 190
+_RIGHT: Final = 215
 _BOTTOM: Final = 50
 
 
@@ -22,7 +22,14 @@ class Curve(NamedTuple):
     thin: bool = False
 
 
-def draw(title: str, curves: Sequence[Curve], *, across: tuple[float, float], up: tuple[float, float]) -> str:
+def draw(
+    title: str,
+    curves: Sequence[Curve],
+    *,
+    across: tuple[float, float],
+    up: tuple[float, float],
+    labels: tuple[str, str] = ("GPU asked by all pods so far, % of the cluster", "GPU allocated, % of the cluster"),
+) -> str:
     """Draw curves.
 
     Args:
@@ -30,6 +37,7 @@ def draw(title: str, curves: Sequence[Curve], *, across: tuple[float, float], up
         curves: the first is named first.
         across: the range shown from left to right, in percent.
         up: from bottom to top.
+        labels: of both axes.
 
     Returns:
         A whole SVG document.
@@ -56,12 +64,11 @@ def draw(title: str, curves: Sequence[Curve], *, across: tuple[float, float], up
         parts.append(f'<line x1="{x:.1f}" y1="{_TOP}" x2="{x:.1f}" y2="{bottom}" stroke="#f0f0f0"/>')
         parts.append(f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle" fill="#555">{value:g}</text>')
     parts.append(
-        f'<text x="{(_LEFT + right) / 2}" y="{_HEIGHT - 12}" text-anchor="middle" fill="#222">'
-        "GPU asked by all pods so far, % of the cluster</text>"
+        f'<text x="{(_LEFT + right) / 2}" y="{_HEIGHT - 12}" text-anchor="middle" fill="#222">{labels[0]}</text>'
     )
     parts.append(
         f'<text x="16" y="{(_TOP + bottom) / 2}" text-anchor="middle" fill="#222" '
-        f'transform="rotate(-90 16 {(_TOP + bottom) / 2})">GPU allocated, % of the cluster</text>'
+        f'transform="rotate(-90 16 {(_TOP + bottom) / 2})">{labels[1]}</text>'
     )
     parts.append(
         f'<clipPath id="c"><rect x="{_LEFT}" y="{_TOP}" width="{right - _LEFT}" height="{bottom - _TOP}"/></clipPath>'

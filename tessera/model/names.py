@@ -39,6 +39,8 @@ class Names:
     gpu_uuids: str
     gpu_placement: str
     gpu_topology: str
+    gpu_class: str
+    gpu_avoid_class: str
     guarantee: str
     placement_profile: str
     resize: str
@@ -112,6 +114,8 @@ def names(domain: str = DOMAIN, memory_unit: int = MEMORY_UNIT) -> Names:
         gpu_uuids=at + "gpu-uuids",
         gpu_placement=at + "gpu-placement",
         gpu_topology=at + "gpu-topology",
+        gpu_class=at + "gpu-class",
+        gpu_avoid_class=at + "gpu-avoid-class",
         guarantee=at + "guarantee",
         placement_profile=at + "placement-profile",
         resize=at + "resize",

@@ -21,6 +21,7 @@ from tessera.model.plan import VERSION, Plan, PlannedSlice, decode
 from tessera.model.pod import Pod, role
 from tessera.model.request import ContainerRequest
 from tessera.model.tickets import Ask, asks, containers, ticket_counts, units_of
+from tessera.placement.company import ANYBODY, Company, company
 from tessera.placement.fit import Place, Places
 from tessera.placement.holding import Holding, hold, pod_holdings
 from tessera.placement.shape import profile_name
@@ -34,10 +35,12 @@ class Claim(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         asks: its containers that ask.
         places: where they are; a container that is absent could be anywhere on the node.
+        company: the pod's classes, and those it avoids.
     """
 
     asks: tuple[Ask, ...]
     places: Places = _NOWHERE
+    company: Company = ANYBODY
 
 
 class Taken(msgspec.Struct, frozen=True, gc=False):
@@ -45,6 +48,7 @@ class Taken(msgspec.Struct, frozen=True, gc=False):
 
     holdings: dict[str, Holding]
     instances: dict[str, frozenset[str]]
+    company: Company = ANYBODY
 
 
 def taken(
@@ -84,7 +88,7 @@ def taken(
     holdings = pod_holdings(claim.asks, on, capacity=capacity, unit=unit)
     asked = {ask.container for ask in claim.asks}
     _add_unasked({name: told for name, told in reports.items() if name not in asked}, gpus, holdings, instances)
-    return Taken(holdings, {gpu: frozenset(ids) for gpu, ids in instances.items()})
+    return Taken(holdings, {gpu: frozenset(ids) for gpu, ids in instances.items()}, claim.company)
 
 
 def _instances(
@@ -136,7 +140,11 @@ def claim_of(pod: Pod, names: Names) -> Claim | None:
         asked = _senseless(pod, names)
     if not asked:
         return None
-    return Claim(asked, planned_places(pod, asked, names) or _NOWHERE)
+    try:
+        beside = company(pod.metadata.annotations, names)
+    except RequestError:
+        beside = ANYBODY
+    return Claim(asked, planned_places(pod, asked, names) or _NOWHERE, beside)
 
 
 def planned_places(pod: Pod, asked: Sequence[Ask], names: Names) -> Places | None:

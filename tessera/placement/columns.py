@@ -7,6 +7,7 @@ something per row compares it and redoes only what is stale.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
@@ -24,6 +25,7 @@ MOST_PROFILES: Final = 64
 MOST_MODELS: Final = 4096
 MOST_KINDS: Final = 32
 """Kinds of cards that are told apart; what comes later counts as the first kind."""
+MOST_CLASSES: Final = 62
 NO_CPU: Final = 1 << 40
 """Thousandths of a core left on a node that does not say how many it has: never scarce."""
 CALM, UNITS, PERCENT, MEMORY, SPARE, CAPACITY, KIND = range(7)
@@ -97,6 +99,7 @@ class Columns:
         slots: of shape rows x fields x slots, what scoring reads: free thousandths of compute, the largest slice that fits
             in units and in percent, free thousandths of memory, free units, units, and number of its kind in `kinds`; all 0 on a GPU that
             takes no slices now. soft_slots: the same beside what was named.
+        classes: of the pods on each GPU, as bits by number in `class_bits`; avoided: those they avoid.
         cpu: by row, thousandths of a core that no pod has requested. cores: that there are in all, 0 where unknown.
         size, idle: by row, GPUs that take slices, and how many of them hold nothing. idle_version: number of the last
             change of these.
@@ -124,6 +127,9 @@ class Columns:
         self.soft = Amounts(*shape)
         self.slots = np.zeros((_FIRST_ROWS, _FIELDS, _FIRST_WIDTH), np.int64)
         self.soft_slots = np.zeros((_FIRST_ROWS, _FIELDS, _FIRST_WIDTH), np.int64)
+        self.classes = np.zeros(shape, np.int64)
+        self.avoided = np.zeros(shape, np.int64)
+        self.class_bits: dict[str, int] = {}
         self.cpu = np.full(_FIRST_ROWS, NO_CPU, np.int64)
         self.cores = np.zeros(_FIRST_ROWS, np.int64)
         self.size = np.zeros(_FIRST_ROWS, np.int64)
@@ -176,6 +182,7 @@ class Columns:
         self.held.clear(row)
         self.soft.clear(row)
         self.slots[row] = self.soft_slots[row] = 0
+        self.classes[row] = self.avoided[row] = 0
         self.size[row] = self.idle[row] = 0
         self.idle_version += 1
         self.cards += 1
@@ -197,7 +204,7 @@ class Columns:
         while allocated < rows:
             allocated *= 2
         width = max(self.width, width)
-        for name in ("capacity", "sliceable", "healthy", "ident", "model", "guarantee"):
+        for name in ("capacity", "sliceable", "healthy", "ident", "model", "guarantee", "classes", "avoided"):
             setattr(self, name, grown(getattr(self, name), allocated, width))
         for name in ("slots", "soft_slots"):
             setattr(self, name, grown(getattr(self, name), allocated, _FIELDS, width))
@@ -235,6 +242,13 @@ class Columns:
         kind = self.kind_number(int(self.model[row, slot]), units)
         self.slots[row, :, slot] = _fields(held, units, kind)
         self.soft_slots[row, :, slot] = _fields(held + soft, units, kind) if soft else self.slots[row, :, slot]
+
+    def mask(self, classes: Iterable[str]) -> int:
+        """Classes as bits; they stay, and beyond `MOST_CLASSES` share the last one: kept apart without need."""
+        bits = 0
+        for name in classes:
+            bits |= 1 << self.class_bits.setdefault(name, min(len(self.class_bits), MOST_CLASSES - 1))
+        return bits
 
     def count(self, row: int, *, size: int, idle: int) -> None:
         """Write how many GPUs of a node take slices, and how many of those hold nothing."""

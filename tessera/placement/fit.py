@@ -18,6 +18,7 @@ import msgspec
 from tessera.model.guarantee import Guarantee
 from tessera.model.inventory import Gpu
 from tessera.model.tickets import Ask
+from tessera.placement.company import Company
 from tessera.placement.holding import NOTHING, Holding, fits, free_percent, free_units, hold, pod_holdings, within
 from tessera.placement.policies import Policy, policy
 from tessera.placement.reasons import Reason, Rejection
@@ -36,12 +37,16 @@ class GpuState:
         gpu: as the inventory describes it.
         held: everything held on it, foreign use included (as units).
         taken: IDs of its MIG instances that are in use.
+        companies: of the pods that hold slices there.
     """
 
-    __slots__ = ("gpu", "held", "taken")
+    __slots__ = ("companies", "gpu", "held", "taken")
 
-    def __init__(self, gpu: Gpu, held: Holding = NOTHING, taken: Collection[str] = ()) -> None:
-        """Describe one GPU; `taken` is only read."""
+    def __init__(
+        self, gpu: Gpu, held: Holding = NOTHING, taken: Collection[str] = (), companies: Collection[Company] = ()
+    ) -> None:
+        """Describe one GPU; the collections are only read."""
+        self.companies = companies
         self.gpu = gpu
         self.held = held
         self.taken = taken
@@ -104,7 +109,7 @@ def place(
     if rejection is not None:
         return rejection
     pool = [state for state in gpus if state.gpu.health == "ok" and _matches(shape, state)]
-    whole = [state for state in pool if not state.gpu.mig and state.gpu.units > 0]
+    whole = [state for state in pool if not state.gpu.mig and state.gpu.units > 0 and _bears(shape, state)]
     named = [(ask.container, part) for ask, part in zip(asks, shape.parts, strict=True)]
     slices = [(name, part) for name, part in named if part.request.mig is None]
     places: dict[str, tuple[Place, ...]] = {}
@@ -129,6 +134,8 @@ def _alone(shape: Shape, gpus: Sequence[GpuState], by: Policy) -> str | None:
     for state in gpus:
         gpu = state.gpu
         if gpu.health != "ok" or gpu.mig or (picky and not _matches(shape, state)):
+            continue
+        if state.companies and not _bears(shape, state):
             continue
         piece = pieces.get(gpu.units)
         if piece is None:
@@ -157,6 +164,8 @@ def still_fits(asks: Sequence[Ask], shape: Shape, places: Places, gpus: Sequence
     if any(there[place.gpu].gpu.mig for chosen in places.values() for place in chosen if place.instance is None):
         return False
     more = pod_holdings(asks, on, capacity=capacity, unit=shape.unit)
+    if not all(_bears(shape, there[gpu]) for gpu in more):
+        return False
     return all(fits(there[gpu].held, piece, capacity=capacity[gpu]) for gpu, piece in more.items())
 
 
@@ -195,6 +204,9 @@ def _judge_slices(shape: Shape, slices: tuple[Part, ...], pool: list[GpuState]) 
     healthy = [state for state in pool if state.gpu.health == "ok"]
     if len(healthy) < most:
         return Rejection(Reason.SICK, most, len(healthy))
+    healthy = [state for state in healthy if _bears(shape, state)]
+    if len(healthy) < most:
+        return Rejection(Reason.NEIGHBOURS, most, len(healthy))
     for part in slices:
         rejection = _judge_part(shape, part, healthy)
         if rejection is not None:
@@ -272,6 +284,11 @@ def _matches(shape: Shape, state: GpuState) -> bool:
     return (
         wishes.takes_uuid(gpu.uuid) and wishes.takes_model(gpu.model) and gpu.guarantee.memory.satisfies(wishes.least)
     )
+
+
+def _bears(shape: Shape, state: GpuState) -> bool:
+    """Whether the pod and those on the GPU may be together."""
+    return not state.companies or all(shape.wishes.company.bears(other) for other in state.companies)
 
 
 def _sliceable(state: GpuState) -> bool:

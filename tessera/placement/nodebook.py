@@ -14,6 +14,7 @@ from typing import Final
 from tessera.model.inventory import Gpu, Inventory
 from tessera.model.plan import Drift
 from tessera.placement.claims import Claim, Taken, taken
+from tessera.placement.company import Company
 from tessera.placement.fit import GpuState
 from tessera.placement.holding import NOTHING, Holding, free_percent, free_units
 from tessera.placement.reasons import Reason
@@ -30,7 +31,7 @@ Room = Mapping[str, tuple[int, ...]]
 class Slot:
     """One GPU of a node with what is held on it."""
 
-    __slots__ = ("_state", "booked", "gpu", "idle", "index", "instances", "soft", "soft_instances")
+    __slots__ = ("_state", "booked", "companies", "gpu", "idle", "index", "instances", "soft", "soft_instances")
 
     def __init__(self, gpu: Gpu, index: int) -> None:
         """Nothing is held yet."""
@@ -41,6 +42,7 @@ class Slot:
         self.booked = NOTHING
         self.soft = NOTHING
         self.instances: Counter[str] = Counter()
+        self.companies: Counter[Company] = Counter()
         self.soft_instances: Counter[str] = Counter()
 
     @property
@@ -56,7 +58,7 @@ class Slot:
     def state(self) -> GpuState:
         """The GPU as `fit` takes it; made once per change, as most GPUs of a node have not changed since it was asked."""
         if self._state is None:
-            self._state = GpuState(self.gpu, self.held, self.instances)
+            self._state = GpuState(self.gpu, self.held, self.instances, self.companies)
         return self._state
 
     def changed(self) -> None:
@@ -68,6 +70,7 @@ class Slot:
         self._state = None
         self.booked = self.soft = NOTHING
         self.instances.clear()
+        self.companies.clear()
         self.soft_instances.clear()
 
 
@@ -222,7 +225,8 @@ class NodeBook:
                 held += _less(slot.soft, gpu, left_soft)
                 if slot.soft_instances:
                     instances = instances + _without(slot.soft_instances, gpu, left_soft)
-            states.append(GpuState(slot.gpu, held, instances))
+            gone = Counter(other.company for other in left_out if other.company and gpu in other.holdings)
+            states.append(GpuState(slot.gpu, held, instances, slot.companies - gone if gone else slot.companies))
         return states
 
     def room(self) -> Room:
@@ -278,6 +282,9 @@ class NodeBook:
             slot = self.slots[gpu]
             slot.booked = slot.booked + piece if sign > 0 else slot.booked - piece
             slot.changed()
+            if counted.company:
+                slot.companies[counted.company] += sign
+                slot.companies += Counter()
         for gpu, instances in counted.instances.items():
             _count_instances(self.slots[gpu].instances, instances, sign)
         return counted.holdings.keys() | counted.instances.keys()

@@ -39,6 +39,7 @@ class Reason(Enum):
     NO_LINKS = ("no_such_links", True, "needs {need} GPUs joined by {what}")
     NO_MIG = ("no_such_mig", True, "needs {need} MIG instances of {what}, node has {have}")
     SICK = ("sick_gpus", False, "needs {need} healthy GPUs, {have} are")
+    NEIGHBOURS = ("neighbours", False, "needs {need} GPUs without pods of a class to keep apart from, node has {have}")
     UNITS = ("memory_units", False, "needs {need} units, best GPU has {have}")
     PERCENT = ("memory_percent", False, "needs {need} % of memory, best GPU has {have} %")
     COMPUTE = ("compute_percent", False, "needs {need} % of compute, best GPU has {have} %")

@@ -209,9 +209,16 @@ class Scores:
         wishes = shape.wishes
         pool: BoolArray | None = None
         masks = None
-        if shape.instances or wishes.uuids or wishes.models or wishes.not_models or wishes.least.value != "none":
+        if (
+            shape.instances
+            or wishes.company
+            or wishes.uuids
+            or wishes.models
+            or wishes.not_models
+            or wishes.least.value != "none"
+        ):
             masks = wished_masks(shape, columns, rows)
-            pool = masks.wished
+            pool = masks.wished & masks.company
         fits, score = self._score(found, rows, pool, soft=False)
         fits &= closed_codes(shape, columns, rows) == 0
         if masks is not None:

@@ -57,20 +57,24 @@ class Verdict:
 class Masks:
     """Which GPUs count: all that can be sliced, and those that the wishes allow, step by step."""
 
-    __slots__ = ("firm", "healthy", "model", "sliceable", "uuid")
+    __slots__ = ("company", "firm", "healthy", "model", "sliceable", "uuid")
 
     def __init__(
-        self, sliceable: BoolArray, uuid: BoolArray, model: BoolArray, firm: BoolArray, healthy: BoolArray
+        self,
+        *,
+        sliceable: BoolArray,
+        uuid: BoolArray,
+        model: BoolArray,
+        firm: BoolArray,
+        healthy: BoolArray,
+        company: BoolArray,
     ) -> None:
         self.sliceable = sliceable
         self.uuid = uuid
         self.model = model
         self.firm = firm
         self.healthy = healthy
-
-    def at(self, places: IntArray) -> Masks:
-        """The masks of some of the rows."""
-        return Masks(*(mask[places] for mask in (self.sliceable, self.uuid, self.model, self.firm, self.healthy)))
+        self.company = company
 
     @property
     def wished(self) -> BoolArray:
@@ -89,7 +93,18 @@ def wished_masks(shape: Shape, columns: Columns, rows: IntArray) -> Masks:
     rank = guarantee_rank(wishes.least)
     if rank < guarantee_rank(Guarantee.NONE):
         firm = columns.guarantee[rows] <= rank
-    return Masks(columns.sliceable[rows], uuid, model, firm, columns.healthy[rows])
+    company = every
+    if wishes.company:
+        classes, avoids = columns.mask(wishes.company.classes), columns.mask(wishes.company.avoids)
+        company = ((columns.classes[rows] & avoids) | (columns.avoided[rows] & classes)) == 0
+    return Masks(
+        sliceable=columns.sliceable[rows],
+        uuid=uuid,
+        model=model,
+        firm=firm,
+        healthy=columns.healthy[rows],
+        company=company,
+    )
 
 
 def _ident(uuid: str) -> int:
@@ -124,6 +139,8 @@ def _explain_slices(verdict: Verdict, shape: Shape, view: View, masks: Masks) ->
         verdict.refuse(~_any(pool & total.within(view.capacity)), Reason.SMALL_TOGETHER)
     pool = pool & masks.healthy
     verdict.refuse(_count(pool) < most, Reason.SICK, most, _count(pool))
+    pool = pool & masks.company
+    verdict.refuse(_count(pool) < most, Reason.NEIGHBOURS, most, _count(pool))
     for part in slices:
         _explain_part(verdict, shape, part, view, pool)
     if total is not None:

@@ -15,6 +15,7 @@ from tessera.model.config import Placement, PolicyName
 from tessera.model.errors import RequestError
 from tessera.model.guarantee import Guarantee
 from tessera.model.names import Names
+from tessera.placement.company import ANYBODY, Company, company
 
 Join = Literal["nvlink", "numa", "any"]
 """How the GPUs of one container hang together: all pairs by NVLink, all on one NUMA node, or no matter how."""
@@ -45,6 +46,7 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
         uuids: lower-case UUIDs, one of which a GPU has to have; empty means any GPU.
         least: the least memory guarantee accepted.
         policy: how a GPU and a node are chosen among those that fit.
+        company: classes of pods that it may share a GPU with.
         joins: how several GPUs of one container should hang together, best first; the last one is what is accepted.
     """
 
@@ -54,6 +56,7 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     least: Guarantee = Guarantee.NONE
     policy: PolicyName = "priced"
     joins: tuple[Join, ...] = ("nvlink", "numa", "any")
+    company: Company = ANYBODY
 
     def takes_model(self, model: str) -> bool:
         """Whether a GPU of this product name will do; labels write its blanks as dashes, so the two are one."""
@@ -97,6 +100,7 @@ def wishes(annotations: Mapping[str, str] | None, names: Names, placement: Place
         least=Guarantee(least) if least else Guarantee.NONE,
         policy=policy or placement.policy,
         joins=_JOINS[join] if join else _DEFAULT_JOINS[placement.topology],
+        company=company(found, names),
     )
 
 

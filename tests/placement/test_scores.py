@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tessera.model.config import PolicyName
 from tessera.model.guarantee import Guarantee
 from tessera.placement.claims import Claim
+from tessera.placement.company import ANYBODY, Company
 from tessera.placement.fit import Place, judge, place
 from tessera.placement.holding import hold
 from tessera.placement.ledger import Ledger
@@ -22,6 +23,7 @@ from tessera.placement.shape import shape_of
 from tessera.placement.wishes import Wishes
 
 MODELS = ["NVIDIA A100", "Tesla T4"]
+COMPANIES = st.sampled_from([ANYBODY, ANYBODY, Company(("batch",)), Company((), ("batch",)), Company(("a",), ("a",))])
 
 
 @st.composite
@@ -68,6 +70,7 @@ def wishes(gpu):
         least=st.sampled_from([Guarantee.NONE, Guarantee.NONE, Guarantee.KERNEL]),
         uuids=st.sampled_from([(), (), (gpu(0).uuid.lower(),), ("gpu-nonsense",)]),
         policy=st.sampled_from(get_args(PolicyName)),
+        company=COMPANIES,
     )
 
 
@@ -89,7 +92,8 @@ def test_every_node_is_judged_as_if_alone(gpu, inventory, ask, unit, data):
         name = data.draw(st.sampled_from(["a", "b", "c"]))
         ids = [each.id for each in ledger.gpus(name).values()]
         asks = (ask(**data.draw(asked()) | {"gpus": 1, "mig": None, "units": 5, "percent": None, "whole": False}),)
-        claim = Claim(asks, {"main": (Place(data.draw(st.sampled_from(ids))),)} if ids else {})
+        places = {"main": (Place(data.draw(st.sampled_from(ids))),)} if ids else {}
+        claim = Claim(asks, places, data.draw(COMPANIES))
         if data.draw(st.booleans()):
             ledger.book(f"p{step}", name, claim)
         else:

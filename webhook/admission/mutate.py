@@ -76,7 +76,15 @@ class Mutator:
         self._dialects = Dialects(config)
         names = config.names
         self._wish_names = frozenset(
-            (names.gpu_models, names.gpu_uuids, names.gpu_placement, names.gpu_topology, names.guarantee)
+            (
+                names.gpu_models,
+                names.gpu_uuids,
+                names.gpu_placement,
+                names.gpu_topology,
+                names.gpu_class,
+                names.gpu_avoid_class,
+                names.guarantee,
+            )
         )
         self._no_wishes = wishes(None, names, config.placement)
 

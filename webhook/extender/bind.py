@@ -260,7 +260,7 @@ class Binder:
             promises = keeper.against(node, uid=uid, priority=asked.priority)
             kept = f", and room is kept for a pod of priority {promises[0].priority}" if promises else ""
             raise self._refusal("refused", f"node {node}: {found.text}{kept}")
-        claim = Claim(asked.asks, found)
+        claim = Claim(asked.asks, found, asked.shape.wishes.company)
         self._cluster.reserve(uid, node, claim)
         return claim
 

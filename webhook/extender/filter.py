@@ -202,7 +202,7 @@ class Filter:
         states = self._cluster.keeper.states(name, uid=uid, priority=asked.priority, soft=soft)
         found = place(asked.asks, asked.shape, states, by=self._cluster.scores.chooser(asked.shape, at, soft=soft))
         if not isinstance(found, Rejection):
-            self._cluster.name_softly(uid, name, Claim(asked.asks, found))
+            self._cluster.name_softly(uid, name, Claim(asked.asks, found, asked.shape.wishes.company))
             return True
         kept = self._kept_from(asked, name, soft=soft)
         if kept is not None:
