@@ -17,7 +17,7 @@ from tessera.dialects.dialect import Baggage, Context, Dialect, ForeignOptions, 
 from tessera.dialects.reader import PodReader, as_bytes
 from tessera.dialects.trigger import Text, Trigger, any_of
 from tessera.model.errors import RequestError
-from tessera.model.quantity import MIB
+from tessera.model.quantity import MIB, binary
 from tessera.model.request import container_request
 
 COUNT: Final = "gpu-fraction-num-devices"
@@ -68,7 +68,7 @@ def _pod(pod: PodReader, context: Context) -> Mapping[str, Reading]:
         request, limit = both.get("request", both.get("limit", 0)), both.get("limit", both.get("request", 0))
         if request > limit:
             raise RequestError(
-                f"asks for {request} bytes of GPU memory with a limit of {limit}",
+                f"asks for {binary(request)} of GPU memory with a limit of {binary(limit)}",
                 container=container,
                 fix="raise the limit",
             )

@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from tessera.model.errors import AnnotationError, RequestError
+from tessera.model.quantity import binary
 
 T = TypeVar("T")
 
@@ -107,7 +108,7 @@ def container_request(
             )
     if memory and memory_percent:
         raise RequestError(
-            f"asks for {memory} bytes of GPU memory and for {memory_percent} percent of it",
+            f"asks for {binary(memory)} of GPU memory and for {memory_percent} percent of it",
             container=container,
             fix="keep one of the two",
         )
