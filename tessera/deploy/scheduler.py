@@ -86,13 +86,26 @@ def scheduler_configuration(config: Config, *, form: Form = "second") -> dict[st
         "percentageOfNodesToScore": 100,
         "podInitialBackoffSeconds": _FIRST_BACKOFF,
         "podMaxBackoffSeconds": _LONGEST_BACKOFF,
-        "profiles": [{"schedulerName": name}],
+        "profiles": [_profile(config, name)],
         "extenders": [extender(config)],
     }
 
 
+def _profile(config: Config, name: str) -> dict[str, object]:
+    """kube-scheduler's profile of that name."""
+    if config.placement.cpu_pods == "ignore":
+        return {"schedulerName": name}
+    # What `ignoredByScheduler` says for managed resources; there are none where every pod is sent.
+    fit = {"name": "NodeResourcesFit", "args": {"ignoredResourceGroups": [config.domain]}}
+    return {"schedulerName": name, "pluginConfig": [fit]}
+
+
 def extender(config: Config) -> dict[str, object]:
-    """The entry of ``extenders`` that makes a kube-scheduler ask ours."""
+    """The entry of ``extenders`` that makes a kube-scheduler ask ours.
+
+    It names the tickets, so that only pods that ask for them are sent; where pods without GPUs are to come too
+    (``placement.cpuPods``), it names none: kube-scheduler sends every pod then, and takes no ``cpu`` in that list.
+    """
     entry: dict[str, object] = {
         "urlPrefix": EXTENDER_URL,
         "filterVerb": "filter",
@@ -102,8 +115,9 @@ def extender(config: Config) -> dict[str, object]:
         "nodeCacheCapable": True,
         "ignorable": False,
         "httpTimeout": "10s",
-        "managedResources": [{"name": name, "ignoredByScheduler": True} for name in tickets(config)],
     }
+    if config.placement.cpu_pods == "ignore":
+        entry["managedResources"] = [{"name": name, "ignoredByScheduler": True} for name in tickets(config)]
     if config.placement.answer == "all":
         entry |= {"prioritizeVerb": "prioritize", "weight": 1}
     return entry

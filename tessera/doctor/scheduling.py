@@ -13,7 +13,6 @@ from tessera.doctor.evidence import Evidence, NotLookedError
 from tessera.doctor.finding import Finding, Severity, counted, several
 from tessera.model import inventory as inventories
 from tessera.model.errors import AnnotationError
-from tessera.model.names import Names
 from tessera.placement.shape import profile_name
 
 _KIND: Final = "KubeSchedulerConfiguration"
@@ -46,7 +45,7 @@ def served(evidence: Evidence) -> frozenset[str]:
     """Names of schedulers that ask our extender, as far as their configurations can be seen, and the config's own."""
     names = {evidence.settings.config.scheduler_name or _WIDE_OPEN}
     for tree in configurations(evidence).values() if evidence.config_maps.value is not None else ():
-        if any(_ours(extender, evidence.names) for extender in _trees(tree, "extenders")):
+        if any(_ours(extender, evidence) for extender in _trees(tree, "extenders")):
             names |= {str(p.get("schedulerName", _WIDE_OPEN)) for p in _trees(tree, "profiles")} or {_WIDE_OPEN}
     return frozenset(names)
 
@@ -60,7 +59,7 @@ def configured(evidence: Evidence) -> Seen:
             "be seen from here"
         )
     with_ours = {
-        where: tree for where, tree in found.items() if any(_ours(e, evidence.names) for e in _trees(tree, "extenders"))
+        where: tree for where, tree in found.items() if any(_ours(e, evidence) for e in _trees(tree, "extenders"))
     }
     findings: list[Finding] = []
     if not with_ours:
@@ -103,12 +102,43 @@ def _judge(where: str, tree: Tree, evidence: Evidence) -> Iterator[Finding]:
             f"Name a profile {wanted}, or set schedulerName in Tessera's config",
         )
     for extender in _trees(tree, "extenders"):
-        if _ours(extender, evidence.names):
-            for severity, seen, why, mend in _extender(extender, _tickets(evidence)):
+        if _ours(extender, evidence):
+            for severity, seen, why, mend in _extender(extender):
                 yield finding(severity, seen, why, mend)
+            told = (
+                _managed(extender, _tickets(evidence))
+                if "managedResources" in extender
+                else _unmanaged(profiles, evidence)
+            )
+            for severity, seen, why, mend in told:
+                yield finding(severity, seen, why, mend)
+            if "managedResources" in extender and evidence.settings.config.placement.cpu_pods != "ignore":
+                yield finding(
+                    Severity.WARNING,
+                    "managedResources is set, though placement.cpuPods is "
+                    f"{evidence.settings.config.placement.cpu_pods}",
+                    "Pods without GPUs never come to the extender, so they are placed as if the option were not there.",
+                    "Generate the configuration again from Tessera's config",
+                )
 
 
-def _extender(extender: Tree, tickets: Sequence[str]) -> Iterator[tuple[Severity, str, str, str]]:
+def _unmanaged(profiles: Sequence[Tree], evidence: Evidence) -> Iterator[tuple[Severity, str, str, str]]:
+    """Every pod is sent: kube-scheduler has to be told elsewhere not to count tickets."""
+    domain = evidence.names.domain
+    for profile in profiles or [{}]:
+        fits = [each for each in _trees(profile, "pluginConfig") if each.get("name") == "NodeResourcesFit"]
+        args = fits[0].get("args") if fits else None
+        groups = args.get("ignoredResourceGroups") if isinstance(args, dict) else None
+        if not isinstance(groups, list) or domain not in groups:
+            yield (
+                Severity.ERROR,
+                f"profile {profile.get('schedulerName', _WIDE_OPEN)}: NodeResourcesFit doesn't ignore the group {domain}",
+                "kube-scheduler counts too, by numbers up to 10 s old: freed slices are not used, sick GPUs count twice.",
+                f"Set ignoredResourceGroups: [{domain}] there",
+            )
+
+
+def _managed(extender: Tree, tickets: Sequence[str]) -> Iterator[tuple[Severity, str, str, str]]:
     managed = {str(each.get("name")): each for each in _trees(extender, "managedResources")}
     if missing := [ticket for ticket in tickets if ticket not in managed]:
         yield (
@@ -124,6 +154,9 @@ def _extender(extender: Tree, tickets: Sequence[str]) -> Iterator[tuple[Severity
             "kube-scheduler counts too, by numbers up to 10 s old: freed slices are not used, sick GPUs count twice.",
             "Set ignoredByScheduler: true",
         )
+
+
+def _extender(extender: Tree) -> Iterator[tuple[Severity, str, str, str]]:
     if extender.get("ignorable") is True:
         yield (
             Severity.ERROR,
@@ -148,10 +181,12 @@ def _extender(extender: Tree, tickets: Sequence[str]) -> Iterator[tuple[Severity
             )
 
 
-def _ours(extender: Tree, names: Names) -> bool:
-    return any(
-        str(each.get("name", "")).startswith(f"{names.domain}/") for each in _trees(extender, "managedResources")
-    )
+def _ours(extender: Tree, evidence: Evidence) -> bool:
+    """Whether an extender is ours: it manages a ticket, or manages nothing where pods without GPUs are to be sent too."""
+    if not extender.get("managedResources"):
+        return evidence.settings.config.placement.cpu_pods != "ignore"
+    prefix = f"{evidence.names.domain}/"
+    return any(str(each.get("name", "")).startswith(prefix) for each in _trees(extender, "managedResources"))
 
 
 def _tickets(evidence: Evidence) -> list[str]:

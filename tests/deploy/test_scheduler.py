@@ -98,3 +98,17 @@ def test_the_clusters_own_scheduler_keeps_its_name_its_lease_and_its_credentials
     assert found["profiles"] == [{"schedulerName": "default-scheduler"}]
     assert found["leaderElection"] == {"leaderElect": True}
     assert found["clientConnection"]["kubeconfig"] == "/etc/kubernetes/scheduler.conf"
+
+
+@pytest.mark.parametrize("mode", ["score", "avoid"])
+@pytest.mark.parametrize("form", ["second", "default"])
+def test_pods_without_gpus_come_only_where_no_resource_is_managed_and_tickets_stay_uncounted(
+    mode: str, form: str
+) -> None:
+    config = Config(domain="gpu.example.com", placement=Placement(cpu_pods=mode))
+    found = scheduler_configuration(config, form=form)
+    assert "managedResources" not in found["extenders"][0]
+    (profile,) = found["profiles"]
+    assert profile["pluginConfig"] == [
+        {"name": "NodeResourcesFit", "args": {"ignoredResourceGroups": ["gpu.example.com"]}}
+    ]

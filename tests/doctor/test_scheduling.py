@@ -57,6 +57,33 @@ def test_mig_profiles_of_nodes_have_to_be_managed(only, cluster):
     assert f"managedResources lacks {mig}" in told.seen
 
 
+EVERY_POD = "deviceInjection: cdi\nplacement: {cpuPods: score}\n"
+
+
+def test_a_scheduler_that_sends_every_pod_is_as_generated(findings):
+    assert "scheduler-config" not in findings(config=EVERY_POD)
+
+
+@pytest.mark.parametrize(
+    ("edit", "said", "severity"),
+    [
+        (lambda t: t["profiles"][0].pop("pluginConfig"), "doesn't ignore the group tessera.dev", "error"),
+        (lambda t: t["profiles"][0].update(pluginConfig=[{"name": "NodeResourcesFit", "args": 1}]), "ignore", "error"),
+        (lambda t: t.pop("profiles"), "profile default-scheduler: NodeResourcesFit", "error"),
+        (
+            lambda t: t["extenders"][0].update(
+                managedResources=[{"name": name, "ignoredByScheduler": True} for name in N.tickets]
+            ),
+            "managedResources is set, though placement.cpuPods is score",
+            "warning",
+        ),
+    ],
+)
+def test_a_scheduler_that_is_to_send_every_pod_and_counts_tickets(findings, edit, said, severity):
+    told = findings(config=EVERY_POD, config_maps=scheduler(edit))
+    assert [each.severity for each in told["scheduler-config"] if said in each.seen] == [severity]
+
+
 @pytest.mark.parametrize("text", ["kind: KubeSchedulerConfiguration\n  bad: [", "KubeSchedulerConfiguration", "", "[]"])
 def test_no_configuration_to_be_seen(findings, text):
     told = findings(config_maps=lambda trees: [trees[0], trees[1] | {"data": {"scheduler.yaml": text}}])
