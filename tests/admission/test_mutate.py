@@ -186,7 +186,7 @@ BOTH = {T + "gpu-memory": "8Gi", T + "gpu-memory-percent": 50}
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (pod(("a", {}), ("b", BOTH)), ['container "b"', "8589934592", "50", "keep one"]),
+        (pod(("a", {}), ("b", BOTH)), ['container "b"', "8Gi", "50", "keep one"]),
         (pod(("a", {T + "gpu": "-1"})), ['container "a"', "gpu: -1", "positive"]),
         (pod(("a", {T + "gpu-memory": "-8Gi"})), ['container "a"', "-8Gi", "positive"]),
         (pod(("a", {T + "gpu": "0.5"})), ['container "a"', "gpu: 0.5", "whole GPUs", T + "gpu-compute"]),
