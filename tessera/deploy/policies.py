@@ -48,17 +48,23 @@ def policies(
         trusted=config.guard.trusted,
     )
     exempt = _exempt(config, namespace)
-    found = [
+    said = (
         environment(config, exempt=exempt),
         host_paths(config, exempt=exempt),
         privileged(config, exempt=exempt),
         runtime_class(config, exempt=exempt),
+    )
+    written = (
         pods(config, accounts),
         bindings(config, accounts),
         nodes(config, accounts),
         agents(config, accounts),
+    )
+    warns = config.guard.actions == "warn"
+    return [
+        *(each for policy in said for each in objects(policy, warns=warns)),
+        *(each for policy in written for each in objects(policy)),
     ]
-    return [each for policy in found for each in objects(policy)]
 
 
 def _exempt(config: Config, namespace: str) -> tuple[str, ...]:

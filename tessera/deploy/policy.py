@@ -97,8 +97,13 @@ class Policy:
     exempt: tuple[str, ...] = ()
 
 
-def objects(policy: Policy) -> list[Object]:
-    """A policy and its binding, as Kubernetes objects."""
+def objects(policy: Policy, *, warns: bool = False) -> list[Object]:
+    """A policy and its binding, as Kubernetes objects.
+
+    Args:
+        policy: which.
+        warns: whether the binding lets pass what the policy is against, with a warning and a note in the audit log.
+    """
     match: Object = {
         "matchPolicy": "Equivalent",
         "resourceRules": [
@@ -129,7 +134,7 @@ def objects(policy: Policy) -> list[Object]:
             for check in policy.checks
         ],
     }
-    binding: Object = {"policyName": policy.name, "validationActions": ["Deny"]}
+    binding: Object = {"policyName": policy.name, "validationActions": ["Warn", "Audit"] if warns else ["Deny"]}
     return [
         _object("ValidatingAdmissionPolicy", policy.name, {key: value for key, value in spec.items() if value}),
         _object("ValidatingAdmissionPolicyBinding", policy.name, binding),

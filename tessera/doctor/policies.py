@@ -40,13 +40,35 @@ def in_force(evidence: Evidence) -> Seen:
             Finding(severity=Severity.ERROR, object="validatingadmissionpolicies", seen="there is none of ours",
                     why=_WHY, mend=_APPLY)
         )  # fmt: skip
+    warning = {_bound(each) for each in expected if each.get("kind") == _BINDING and not _denies(_spec(each))}
     for name, policy in sorted(mine.items()):
-        findings += _one(name, policy, [b for b in bindings.values() if b.spec.get("policyName") == name])
+        bound = [b.spec for b in bindings.values() if b.spec.get("policyName") == name]
+        findings += _one(name, policy, bound, warning=name in warning)
+    if only := sorted(warning & mine.keys()):
+        findings.append(
+            Finding(
+                severity=Severity.WARNING,
+                object=f"validatingadmissionpolicy/{only[0]}",
+                seen=f"{several(only)}: warns only, as guard.actions: warn says",
+                why="Pods can take GPUs that they did not ask for; whoever makes one is told, and nobody is kept from it.",
+                mend=f"When guard-recreation finds nothing more, take guard.actions out of the config, then {_APPLY}",
+            )
+        )
     return Seen(findings, f"{counted(len(mine), 'policy', 'policies')}", notes)
 
 
 def _is_ours(name: str, evidence: Evidence) -> bool:
     return name.endswith(f".{evidence.names.domain}") or name.startswith("tessera-")
+
+
+def _spec(tree: Mapping[str, object]) -> dict[str, object]:
+    spec = tree.get("spec")
+    return spec if isinstance(spec, dict) else {}
+
+
+def _bound(tree: Mapping[str, object]) -> str:
+    """Which policy a binding is of."""
+    return str(_spec(tree).get("policyName", ""))
 
 
 def _name(tree: Mapping[str, object]) -> str:
@@ -93,7 +115,7 @@ def _difference(wanted: object, found: object) -> str | None:
     return None if wanted == found else ""
 
 
-def _one(name: str, policy: Policy, bindings: list[Policy]) -> list[Finding]:
+def _one(name: str, policy: Policy, bindings: list[dict[str, object]], *, warning: bool) -> list[Finding]:
     where = f"validatingadmissionpolicy/{name}"
     findings = []
     if policy.spec.get("failurePolicy", "Fail") != "Fail":
@@ -106,8 +128,7 @@ def _one(name: str, policy: Policy, bindings: list[Policy]) -> list[Finding]:
                 mend="Set failurePolicy: Fail.",
             )
         )
-    denying = [each for each in bindings if _denies(each)]
-    if not denying:
+    if not (bindings if warning else [each for each in bindings if _denies(each)]):
         seen = "no binding" if not bindings else "its binding does not deny (validationActions)"
         findings.append(Finding(severity=Severity.ERROR, object=where, seen=seen, why=_WHY, mend=_APPLY))
     checking = policy.status.type_checking
@@ -124,8 +145,8 @@ def _one(name: str, policy: Policy, bindings: list[Policy]) -> list[Finding]:
     return findings
 
 
-def _denies(binding: Policy) -> bool:
-    actions = binding.spec.get("validationActions")
+def _denies(binding: Mapping[str, object]) -> bool:
+    actions = binding.get("validationActions")
     return isinstance(actions, list) and "Deny" in actions
 
 

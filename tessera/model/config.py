@@ -168,6 +168,8 @@ class Guard(_Strict, frozen=True, kw_only=True):
     """What nobody but Tessera may say about GPUs (docs/guard.md).
 
     Attributes:
+        actions: what becomes of a pod that says what it may not: ``deny``, or ``warn`` (whoever makes it is warned, the audit log
+            has it, and it is made). Our own annotations are guarded in any case.
         environment: what admission does with such variables in pods that ask for GPUs: ``deny`` leaves them to the policies,
             ``strip`` takes them away with a warning. In every other pod they are denied.
         hide_others: give the containers of such a pod that ask for none NVIDIA_VISIBLE_DEVICES=void, so that an image that
@@ -180,6 +182,7 @@ class Guard(_Strict, frozen=True, kw_only=True):
         trusted: users and groups that may write our annotations beside our own service accounts (a backup tool, say).
     """
 
+    actions: Literal["deny", "warn"] = "deny"
     environment: Literal["deny", "strip"] = "deny"
     hide_others: bool = False
     exempt_namespaces: tuple[_Namespace, ...] = ("kube-system",)

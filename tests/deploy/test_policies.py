@@ -288,3 +288,15 @@ def test_each_policy_has_its_binding_and_denies_where_it_can_not_tell():
     assert "system:serviceaccount:gpu:e" in text
     assert "system:serviceaccount:gpu:a" in text
     assert "tessera-system" not in text
+
+
+def test_what_pods_may_not_say_can_be_warned_of_and_what_we_write_is_guarded_all_the_same():
+    strict, soft = policies(Config()), policies(parse("guard: {actions: warn}"))
+    actions = {
+        each["spec"]["policyName"]: each["spec"]["validationActions"] for each in soft if "Binding" in each["kind"]
+    }
+    said = {"tessera-environment", "tessera-host-paths", "tessera-privileged", "tessera-runtime-class"}
+    assert {name for name, found in actions.items() if found == ["Warn", "Audit"]} == said
+    assert all(found == ["Deny"] for name, found in actions.items() if name not in said)
+    without = lambda found: [each for each in found if "Binding" not in each["kind"]]  # noqa: E731
+    assert without(soft) == without(strict)

@@ -55,6 +55,31 @@ def test_a_binding_that_does_not_deny(findings, actions):
     assert any("does not deny" in each.seen for each in told["policies-in-force"])
 
 
+WARN = "deviceInjection: cdi\nguard: {actions: warn}\n"
+
+
+def test_a_soft_start_is_a_warning(only):
+    found = only("policies-in-force", config=WARN)
+    assert found.severity == "warning"
+    assert "warns only, as guard.actions: warn says" in found.seen
+    assert "tessera-host-paths" in found.seen
+
+
+def test_a_soft_start_leaves_what_guards_our_own_names_strict(findings):
+    def soften(bindings):
+        return [{**each, "spec": {**each["spec"], "validationActions": ["Warn", "Audit"]}} for each in bindings]
+
+    told = findings(config=WARN, bindings=soften)["policies-in-force"]
+    errors = {each.object.rpartition("/")[2] for each in told if each.severity == "error"}
+    assert errors == {"tessera-pod-annotations", "tessera-bindings", "tessera-nodes", "tessera-agents"}
+
+
+def test_a_soft_start_needs_bindings_too(findings):
+    told = findings(config=WARN, bindings=[])["policies-in-force"]
+    assert any(each.severity == "error" and "missing" in each.seen for each in told)
+    assert any(each.severity == "error" and each.seen == "no binding" for each in told)
+
+
 def test_a_policy_that_fails_open(findings):
     told = findings(policies=changed(lambda p: p["spec"].update(failurePolicy="Ignore")))
     assert any(each.seen == "failurePolicy is Ignore" for each in told["policies-in-force"])
