@@ -58,12 +58,15 @@ def test_a_long_goodbye_holds_the_slice(space):
 
 
 def test_deleted_while_it_is_admitted(space):
-    """Each is deleted as soon as it is bound: some before the kubelet has seen it, some in the middle of Allocate."""
+    """Each is deleted as soon as it is bound: some before the kubelet has seen it, some in the middle of Allocate.
+
+    All of them fit on the node together: what vanishes without a word keeps its slice for a minute.
+    """
     rounds, each_round = 3, 10
     for number in range(rounds):
         names = [f"r{number}-{each}" for each in range(each_round)]
         with Watching(space.api, space.path, seconds=60) as watching:
-            space.create_at_once(*(pods.pod(name, {"gpu-memory": "20Gi", "gpu-compute": 20}) for name in names))
+            space.create_at_once(*(pods.pod(name, {"gpu-memory": "5Gi", "gpu-compute": 5}) for name in names))
             for position, name in enumerate(names):
                 watching.moment(name, is_planned)
                 space.delete(name, gracePeriodSeconds=position % 2)
