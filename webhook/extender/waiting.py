@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from heapq import nsmallest
 from typing import Final, NamedTuple
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -17,12 +18,14 @@ from tessera.kube.clock import Clock
 from tessera.placement.keeping import Kept
 from tessera.placement.shape import Shape
 from webhook.extender.metrics import Metrics
-from webhook.extender.namelists import NameList
+from webhook.extender.namelists import NameList, Nodes
 from webhook.extender.wire import SchedulingPod, SchedulingSpec
 
 LATELY: Final = 600.0
 """Seconds after which a rejected pod that was not asked for again counts as gone. kube-scheduler itself retries after 300."""
 MOST_WAITING: Final = 20_000
+MOST_LISTS: Final = 1024
+"""Different lists of nodes; 40 kB each at 5,000 nodes. Who came with one too many waits for kube-scheduler's own retry."""
 
 
 class Kind(NamedTuple):
@@ -31,7 +34,7 @@ class Kind(NamedTuple):
     shape: Shape
     priority: int
     preempts: bool
-    listed: NameList
+    listed: Nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,7 @@ class Rejected:
     priority: int
     preempts: bool
     spec: SchedulingSpec
-    listed: NameList
+    listed: Nodes
     since: float
     at: float
 
@@ -79,6 +82,7 @@ class Waiting:
         self._metrics = metrics
         self._pods: dict[str, Rejected] = {}
         self._kinds: dict[Kind, dict[str, Rejected]] = {}
+        self._lists: WeakValueDictionary[tuple[str, ...], Nodes] = WeakValueDictionary()
         self._watching: list[Callable[[Rejected], None]] = []
 
     def subscribe(self, callback: Callable[[Rejected], None]) -> None:
@@ -103,8 +107,9 @@ class Waiting:
         """The pod of that UID, if it waits."""
         return self._pods.get(uid)
 
-    def rejected(self, pod: SchedulingPod, kept: Kept, listed: NameList) -> None:
+    def rejected(self, pod: SchedulingPod, kept: Kept, names: NameList) -> None:
         """A pod found no room on these nodes, though it may later."""
+        listed = self._lists.setdefault(names.nodes.names, names.nodes)
         now, meta, spec = self._clock.monotonic(), pod.metadata, pod.spec
         before = self._take(meta.uid)
         if before is not None and len(before.listed.names) > len(listed.names) == 1 and now - before.at < LATELY:
@@ -124,7 +129,8 @@ class Waiting:
         )
         self._pods[meta.uid] = found
         self._kinds.setdefault(found.kind, {})[meta.uid] = found
-        if len(self._pods) > MOST_WAITING:
+        before = None
+        while len(self._pods) > MOST_WAITING or (len(self._lists) > MOST_LISTS and len(self._pods) > 1):
             self._take(next(iter(self._pods)))
         self._metrics.waiting.set(len(self._pods))
         for callback in self._watching:
