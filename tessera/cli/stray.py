@@ -26,10 +26,7 @@ def stray(pod: Object, names: Names) -> tuple[str, ...]:
         names: of the installation.
     """
     resources = (*names.asks, *names.tickets)
-    annotations = (
-        *names.asks, names.container, names.gpu_models, names.gpu_uuids, names.gpu_placement, names.gpu_topology,
-        names.guarantee, names.placement_profile, names.resize, names.request, names.plan,
-    )  # fmt: skip
+    annotations = _annotations(names)
     found = [
         _said(f'container "{container[:_LONGEST]}": ', name, "resource", names.domain, resources)
         for container, name in dict.fromkeys(resources_of(pod))
@@ -41,6 +38,14 @@ def stray(pod: Object, names: Names) -> tuple[str, ...]:
         if name.startswith(f"{names.domain}/") and name not in annotations
     ]
     return tuple(found[:MOST])
+
+
+def _annotations(names: Names) -> tuple[str, ...]:
+    """Every name but those of resources, nodes and labels: one that is added later is known by itself."""
+    others = (*names.tickets, names.unit, names.region, names.inventory, names.drift, names.wake, names.scale_for)
+    fields = (field for field in Names.__dataclass_fields__ if not field.startswith(("node_", "mig_")))
+    found = (str(getattr(names, field)) for field in fields)
+    return tuple(name for name in found if name.startswith(f"{names.domain}/") and name not in others)
 
 
 def _said(where: str, name: str, what: str, domain: str, valid: tuple[str, ...]) -> str:

@@ -23,6 +23,8 @@ def pod(limits=None, annotations=None, **more):
         ({"limits": {"tessera.dev/gpu-models": "1"}}, "tessera.dev/gpu-models is no resource of Tessera's"),
         ({"limits": {"tessera.dev/gpu": 1}, "annotations": {"tessera.dev/gpu-placment": "spread"}},
          "tessera.dev/gpu-placment is no annotation of Tessera's; did you mean 'gpu-placement'?"),
+        ({"limits": {"tessera.dev/gpu": 1}, "annotations": {"tessera.dev/gpu-model": "A10"}},
+         "tessera.dev/gpu-model is no annotation of Tessera's; did you mean 'gpu-models'?"),
         ({"limits": {}, "initContainers": [{"name": "i", "resources": {"requests": {"tessera.dev/gpus": 1}}}]},
          "container \"i\": tessera.dev/gpus is no resource of Tessera's; did you mean 'gpu'?"),
     ],
@@ -41,7 +43,10 @@ def test_a_slip_is_told_with_the_nearest_name(lines, written, said):
         {"limits": {"tessera.dev/gpu": 1, "tessera.dev/gpu-compute": 30, "cpu": 1}},
         {"limits": {"tessera.dev/gpu-memory.256Mi": 4, "tessera.dev/mig-1g.10gb": 1}},
         {"limits": {"tessera.device/gpu-mem": 1, "nvidia.com/gpumem": 300}},
-        {"limits": {"tessera.dev/gpu": 1}, "annotations": {"tessera.dev/gpu-topology": "any", "x/y": "z"}},
+        {
+            "limits": {"tessera.dev/gpu": 1},
+            "annotations": {"tessera.dev/gpu-topology": "any", "tessera.dev/gpu-avoid-class": "a", "x/y": "z"},
+        },
     ],
 )
 def test_right_names_and_others_names_are_no_slip(lines, written):
