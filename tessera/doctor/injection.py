@@ -13,8 +13,12 @@ from tessera.doctor.capacity import asked_of
 from tessera.doctor.check import Seen
 from tessera.doctor.evidence import Evidence, NotLookedError
 from tessera.doctor.finding import Finding, Severity, counted, several
+from tessera.doctor.nodes import is_agent
 from tessera.doctor.objects import LookedNode, LookedPod
+from tessera.placement.nodefacts import read
 
+_DEVICES: Final = "NVIDIA_VISIBLE_DEVICES"
+_LIBRARY: Final = "TESSERA_NVML_LIBRARY"
 _RUNTIME: Final = re.compile(r"([a-z-]+)://v?(\d{1,3})\.(\d{1,3})", re.ASCII)
 
 
@@ -60,19 +64,20 @@ def open_ways(evidence: Evidence) -> Seen:
     nodes = evidence.nodes.need()
     inventory = evidence.names.inventory
     gpu_nodes = {n.metadata.name: n for n in nodes if n.metadata.annotation(inventory) is not None}
+    default = _nvidias_by_default(evidence, gpu_nodes)
+    notes = [default] if default else []
     if mode in ("cdi", "volume-mounts"):
-        return Seen((), f"deviceInjection is {mode}")
+        return Seen((), f"deviceInjection is {mode}", notes)
     if mode == "auto":
         gpu_nodes = {name: node for name, node in gpu_nodes.items() if _cdi(node) != "yes"}
     if not gpu_nodes:
-        return Seen((), f"deviceInjection is {mode}, and every GPU node's runtime has CDI")
+        return Seen((), f"deviceInjection is {mode}, and every GPU node's runtime has CDI", notes)
     seen = (
         "deviceInjection is envvar"
         if mode == "envvar"
         else f"deviceInjection is auto, and {counted(len(gpu_nodes), 'node')} may have no CDI ({several(gpu_nodes)}), "
         "which means envvar"
     )
-    notes = []
     try:
         hidden = [pod.key for pod in evidence.pods.need() if pod.spec.node_name in gpu_nodes and _hides(pod, evidence)]
     except NotLookedError as error:
@@ -82,6 +87,8 @@ def open_ways(evidence: Evidence) -> Seen:
         seen += (
             f"; {counted(len(hidden), 'pod')} there without a GPU take environment from elsewhere: {several(hidden)}"
         )
+    if default:
+        seen += f"; {default}"
     finding = Finding(
         severity=Severity.WARNING,
         object="config/deviceInjection",
@@ -131,6 +138,41 @@ def _cdi(node: LookedNode) -> str:
 def _said(nodes: list[LookedNode], names: list[str]) -> str:
     said = {n.status.node_info.container_runtime_version for n in nodes if n.metadata.name in set(names)}
     return several(sorted(said), most=3)
+
+
+def _nvidias_by_default(evidence: Evidence, gpu_nodes: dict[str, LookedNode]) -> str:
+    """A line about nodes whose default runtime is NVIDIA's, "" where none is seen to be.
+
+    A runtime's settings are on its node. But our agent brings no driver library: one that sees GPUs, names no RuntimeClass
+    and was given no library of its own has it from the default runtime.
+    """
+    seeing = {
+        name for name, node in gpu_nodes.items() if (found := read(node, evidence.names).inventory) and found.gpus
+    }
+    found = sorted(
+        {pod.spec.node_name for pod in evidence.pods.value or () if pod.spec.node_name in seeing and _by_default(pod)}
+    )
+    if not found:
+        return ""
+    return (
+        f"NVIDIA's runtime is the default on {several(found)} (the agent there has the driver by it): any image may name GPUs "
+        "there, and guard.runtimeClasses closes nothing"
+    )
+
+
+def _by_default(pod: LookedPod) -> bool:
+    """Whether a pod is an agent that is ready and asks for the driver of no runtime but the default one."""
+    ready = pod.condition("Ready")
+    return (
+        is_agent(pod)
+        and ready is not None
+        and ready.status == "True"
+        and not pod.spec.runtime_class_name
+        and any(
+            container.variable(_DEVICES) == "all" and container.variable(_LIBRARY) is None
+            for container in pod.spec.containers or ()
+        )
+    )
 
 
 def _hides(pod: LookedPod, evidence: Evidence) -> bool:

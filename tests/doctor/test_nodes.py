@@ -176,6 +176,27 @@ def test_envvar_mode_names_the_pods_whose_environment_is_hidden(only, cluster):
     assert "1 pod there without a GPU take environment from elsewhere: team/hidden" in found.seen
 
 
+@pytest.mark.parametrize(
+    ("change", "env", "default"),
+    [
+        ({}, {"NVIDIA_VISIBLE_DEVICES": "all"}, True),
+        ({"conditions": [{"type": "Ready", "status": "False"}]}, {"NVIDIA_VISIBLE_DEVICES": "all"}, False),
+        ({"runtimeClassName": "nvidia"}, {"NVIDIA_VISIBLE_DEVICES": "all"}, False),
+        ({}, {"NVIDIA_VISIBLE_DEVICES": "void", "TESSERA_NVML_LIBRARY": "/driver/x"}, False),
+        ({}, {"NVIDIA_VISIBLE_DEVICES": "all", "TESSERA_NVML_LIBRARY": "/driver/x"}, False),
+    ],
+)
+def test_an_agent_tells_whether_nvidias_runtime_is_the_default(healthy, cluster, change, env, default):
+    agent = cluster.agent("n1", **{"conditions": [{"type": "Ready", "status": "True"}]} | change)
+    agent["spec"]["containers"][0]["env"] = [{"name": name, "value": value} for name, value in env.items()]
+    for mode in ("cdi", "envvar"):
+        evidence = healthy(config=f"deviceInjection: {mode}\n", pods=[agent, cluster.agent("n2")])
+        (found,) = (each for each in examine(CHECKS, evidence).checks if each.check == "injection-open")
+        said = " ".join((*found.notes, *(each.seen for each in found.findings)))
+        assert ("NVIDIA's runtime is the default on n1 (" in said) == default
+        assert found.result == ("ok" if mode == "cdi" else "warning")
+
+
 def test_a_runtime_class_that_is_not_there(findings):
     text = "deviceInjection: cdi\nruntimeClassName: gpu\n"
     assert findings(config=text)["runtime-class"][0].severity == "error"
