@@ -86,25 +86,16 @@ def scheduler_configuration(config: Config, *, form: Form = "second") -> dict[st
         "percentageOfNodesToScore": 100,
         "podInitialBackoffSeconds": _FIRST_BACKOFF,
         "podMaxBackoffSeconds": _LONGEST_BACKOFF,
-        "profiles": [_profile(config, name)],
-        "extenders": [extender(config)],
+        "profiles": [{"schedulerName": name}],
+        "extenders": [extender(config), *_everybody(config)],
     }
 
 
-def _profile(config: Config, name: str) -> dict[str, object]:
-    """kube-scheduler's profile of that name."""
-    if config.placement.cpu_pods == "ignore":
-        return {"schedulerName": name}
-    # What `ignoredByScheduler` says for managed resources; there are none where every pod is sent.
-    fit = {"name": "NodeResourcesFit", "args": {"ignoredResourceGroups": [config.domain]}}
-    return {"schedulerName": name, "pluginConfig": [fit]}
-
-
 def extender(config: Config) -> dict[str, object]:
-    """The entry of ``extenders`` that makes a kube-scheduler ask ours.
+    """The entry of ``extenders`` that makes a kube-scheduler ask ours: it names the tickets, so only who asks for one is sent.
 
-    It names the tickets, so that only pods that ask for them are sent; where pods without GPUs are to come too
-    (``placement.cpuPods``), it names none: kube-scheduler sends every pod then, and takes no ``cpu`` in that list.
+    Args:
+        config: whose tickets count.
     """
     entry: dict[str, object] = {
         "urlPrefix": EXTENDER_URL,
@@ -115,12 +106,31 @@ def extender(config: Config) -> dict[str, object]:
         "nodeCacheCapable": True,
         "ignorable": False,
         "httpTimeout": "10s",
+        "managedResources": [{"name": name, "ignoredByScheduler": True} for name in tickets(config)],
     }
-    if config.placement.cpu_pods == "ignore":
-        entry["managedResources"] = [{"name": name, "ignoredByScheduler": True} for name in tickets(config)]
     if config.placement.answer == "all":
         entry |= {"prioritizeVerb": "prioritize", "weight": 1}
     return entry
+
+
+def _everybody(config: Config) -> list[dict[str, object]]:
+    """A second entry by which every pod is sent, where pods without GPUs are to come too (``placement.cpuPods``).
+
+    One that names no resource is for all pods (``cpu`` may not be named). It is ignorable and binds nothing: an extender
+    that is away must keep no other pod waiting, its own least of all, which would then never start again.
+    """
+    if config.placement.cpu_pods == "ignore":
+        return []
+    return [
+        {
+            "urlPrefix": EXTENDER_URL,
+            "filterVerb": "filter",
+            "enableHTTPS": False,
+            "nodeCacheCapable": True,
+            "ignorable": True,
+            "httpTimeout": "2s",
+        }
+    ]
 
 
 def tickets(config: Config) -> list[str]:

@@ -103,38 +103,24 @@ def _judge(where: str, tree: Tree, evidence: Evidence) -> Iterator[Finding]:
         )
     for extender in _trees(tree, "extenders"):
         if _ours(extender, evidence):
-            for severity, seen, why, mend in _extender(extender):
+            for severity, seen, why, mend in (*_extender(extender), *_managed(extender, _tickets(evidence))):
                 yield finding(severity, seen, why, mend)
-            told = (
-                _managed(extender, _tickets(evidence))
-                if "managedResources" in extender
-                else _unmanaged(profiles, evidence)
-            )
-            for severity, seen, why, mend in told:
-                yield finding(severity, seen, why, mend)
-            if "managedResources" in extender and evidence.settings.config.placement.cpu_pods != "ignore":
-                yield finding(
-                    Severity.WARNING,
-                    "managedResources is set, though placement.cpuPods is "
-                    f"{evidence.settings.config.placement.cpu_pods}",
-                    "Pods without GPUs never come to the extender, so they are placed as if the option were not there.",
-                    "Generate the configuration again from Tessera's config",
-                )
-
-
-def _unmanaged(profiles: Sequence[Tree], evidence: Evidence) -> Iterator[tuple[Severity, str, str, str]]:
-    """Every pod is sent: kube-scheduler has to be told elsewhere not to count tickets."""
-    domain = evidence.names.domain
-    for profile in profiles or [{}]:
-        fits = [each for each in _trees(profile, "pluginConfig") if each.get("name") == "NodeResourcesFit"]
-        args = fits[0].get("args") if fits else None
-        groups = args.get("ignoredResourceGroups") if isinstance(args, dict) else None
-        if not isinstance(groups, list) or domain not in groups:
-            yield (
+    mode = evidence.settings.config.placement.cpu_pods
+    everybody = [each for each in _trees(tree, "extenders") if not each.get("managedResources")]
+    if mode != "ignore" and not everybody:
+        yield finding(
+            Severity.WARNING,
+            f"no extender is for every pod, though placement.cpuPods is {mode}",
+            "Pods without GPUs never come to the extender, so they are placed as if the option were not there.",
+            "Generate the configuration again from Tessera's config",
+        )
+    for each in everybody if mode != "ignore" else ():
+        if each.get("ignorable") is not True or each.get("bindVerb"):
+            yield finding(
                 Severity.ERROR,
-                f"profile {profile.get('schedulerName', _WIDE_OPEN)}: NodeResourcesFit doesn't ignore the group {domain}",
-                "kube-scheduler counts too, by numbers up to 10 s old: freed slices are not used, sick GPUs count twice.",
-                f"Set ignoredResourceGroups: [{domain}] there",
+                "the extender for every pod is not ignorable, or binds",
+                "While the extender is away no pod of the cluster is scheduled, its own included.",
+                "Generate the configuration again from Tessera's config",
             )
 
 
@@ -182,9 +168,7 @@ def _extender(extender: Tree) -> Iterator[tuple[Severity, str, str, str]]:
 
 
 def _ours(extender: Tree, evidence: Evidence) -> bool:
-    """Whether an extender is ours: it manages a ticket, or manages nothing where pods without GPUs are to be sent too."""
-    if not extender.get("managedResources"):
-        return evidence.settings.config.placement.cpu_pods != "ignore"
+    """Whether an extender is ours for pods that ask: it manages a ticket."""
     prefix = f"{evidence.names.domain}/"
     return any(str(each.get("name", "")).startswith(prefix) for each in _trees(extender, "managedResources"))
 

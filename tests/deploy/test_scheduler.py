@@ -102,13 +102,13 @@ def test_the_clusters_own_scheduler_keeps_its_name_its_lease_and_its_credentials
 
 @pytest.mark.parametrize("mode", ["score", "avoid"])
 @pytest.mark.parametrize("form", ["second", "default"])
-def test_pods_without_gpus_come_only_where_no_resource_is_managed_and_tickets_stay_uncounted(
-    mode: str, form: str
-) -> None:
+def test_pods_without_gpus_come_by_an_entry_that_keeps_nobody_waiting(mode: str, form: str) -> None:
+    """Were it not ignorable, an extender that is away could never be scheduled again, nor anything else."""
     config = Config(domain="gpu.example.com", placement=Placement(cpu_pods=mode))
-    found = scheduler_configuration(config, form=form)
-    assert "managedResources" not in found["extenders"][0]
-    (profile,) = found["profiles"]
-    assert profile["pluginConfig"] == [
-        {"name": "NodeResourcesFit", "args": {"ignoredResourceGroups": ["gpu.example.com"]}}
-    ]
+    tickets_only, everybody = scheduler_configuration(config, form=form)["extenders"]
+    assert tickets_only == extender(config)
+    assert tickets_only["ignorable"] is False
+    assert {each["name"].partition("/")[0] for each in tickets_only["managedResources"]} == {"gpu.example.com"}
+    assert "managedResources" not in everybody
+    assert everybody["ignorable"] is True
+    assert [verb for verb in everybody if verb.endswith("Verb")] == ["filterVerb"]

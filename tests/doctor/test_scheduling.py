@@ -67,19 +67,13 @@ def test_a_scheduler_that_sends_every_pod_is_as_generated(findings):
 @pytest.mark.parametrize(
     ("edit", "said", "severity"),
     [
-        (lambda t: t["profiles"][0].pop("pluginConfig"), "doesn't ignore the group tessera.dev", "error"),
-        (lambda t: t["profiles"][0].update(pluginConfig=[{"name": "NodeResourcesFit", "args": 1}]), "ignore", "error"),
-        (lambda t: t.pop("profiles"), "profile default-scheduler: NodeResourcesFit", "error"),
-        (
-            lambda t: t["extenders"][0].update(
-                managedResources=[{"name": name, "ignoredByScheduler": True} for name in N.tickets]
-            ),
-            "managedResources is set, though placement.cpuPods is score",
-            "warning",
-        ),
+        (lambda t: t["extenders"].pop(), "no extender is for every pod, though placement.cpuPods is score", "warning"),
+        (lambda t: t["extenders"][1].update(ignorable=False), "not ignorable, or binds", "error"),
+        (lambda t: t["extenders"][1].update(bindVerb="bind"), "not ignorable, or binds", "error"),
+        (lambda t: t["extenders"].pop(0), "no extender manages a ticket", "error"),
     ],
 )
-def test_a_scheduler_that_is_to_send_every_pod_and_counts_tickets(findings, edit, said, severity):
+def test_a_scheduler_that_is_to_send_every_pod_and_does_not_or_keeps_all_waiting(findings, edit, said, severity):
     told = findings(config=EVERY_POD, config_maps=scheduler(edit))
     assert [each.severity for each in told["scheduler-config"] if said in each.seen] == [severity]
 
