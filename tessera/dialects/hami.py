@@ -111,7 +111,7 @@ def _refuse_privileged(container: ContainerReader) -> None:
         raise RequestError(
             "is privileged and asks for a share of a GPU, but would see all of every GPU",
             container=container.name,
-            fix="drop securityContext.privileged, or ask for whole GPUs",
+            fix="drop securityContext.privileged and add the capabilities that it needs",
         )
 
 

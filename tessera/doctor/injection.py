@@ -146,9 +146,7 @@ def _nvidias_by_default(evidence: Evidence, gpu_nodes: dict[str, LookedNode]) ->
     A runtime's settings are on its node. But our agent brings no driver library: one that sees GPUs, names no RuntimeClass
     and was given no library of its own has it from the default runtime.
     """
-    seeing = {
-        name for name, node in gpu_nodes.items() if (found := read(node, evidence.names).inventory) and found.gpus
-    }
+    seeing = {name for name, node in gpu_nodes.items() if (gpus := read(node, evidence.names).inventory) and gpus.gpus}
     found = sorted(
         {pod.spec.node_name for pod in evidence.pods.value or () if pod.spec.node_name in seeing and _by_default(pod)}
     )
