@@ -10,21 +10,34 @@ Most slices are freed without this verb, by the preemptor, since a kube-schedule
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+
 from tessera.model.config import Config
 from tessera.model.errors import RequestError
 from tessera.placement.fit import place
 from tessera.placement.keeping import Kept
 from tessera.placement.reasons import Reason, Rejection
 from tessera.placement.victims import Victims
-from webhook.extender.candidates import Candidates, through
+from webhook.extender.candidates import TOGETHER, Candidates, through
 from webhook.extender.cluster import Cluster
 from webhook.extender.filter import Asked, read_asked
 from webhook.extender.preferences import tolerates_cordon
 from webhook.extender.wire import MetaPod, MetaVictims, PreemptArgs, PreemptResult
 
 
-async def preempt(args: PreemptArgs, cluster: Cluster, config: Config, candidates: Candidates) -> PreemptResult:
-    """Answer kube-scheduler's preempt call."""
+async def preempt(
+    args: PreemptArgs, cluster: Cluster, config: Config, candidates: Candidates, *, gone: Callable[[], bool]
+) -> PreemptResult:
+    """Answer kube-scheduler's preempt call.
+
+    Args:
+        args: the pod, and on which nodes whom kube-scheduler would end.
+        cluster: who holds what.
+        config: in force.
+        candidates: looks for more victims.
+        gone: tells whether the client has gone away; kube-scheduler asks anew after ten seconds.
+    """
     proposed = args.victims()
     pod = args.Pod
     if pod is None:
@@ -36,7 +49,11 @@ async def preempt(args: PreemptArgs, cluster: Cluster, config: Config, candidate
     if asked is None:
         return PreemptResult(proposed)
     kept = {}
-    for node, chosen in proposed.items():
+    for count, (node, chosen) in enumerate(proposed.items(), 1):
+        if count % TOGETHER == 0:
+            await asyncio.sleep(0)
+            if gone():
+                return PreemptResult({})
         more = await _more(asked, node, chosen, cluster, candidates, may=config.preemption.enabled)
         if more is not None:
             added = [MetaPod(each.key) for each in more]

@@ -92,7 +92,7 @@ class Extender:
         self._check_ready()
         return encode(await self._binder.bind(args, gone))
 
-    async def _preempting(self, body: bytes, _: Callable[[], bool]) -> bytes:
+    async def _preempting(self, body: bytes, gone: Callable[[], bool]) -> bytes:
         args = read_preempt(body)
         self._check_ready()
-        return encode(await preempt(args, self._cluster, self._config(), self._candidates))
+        return encode(await preempt(args, self._cluster, self._config(), self._candidates, gone=gone))
