@@ -36,6 +36,7 @@ def occupied(kept: Kept, places: Places, gpus: Sequence[GpuState]) -> list[GpuSt
     on = {name: tuple(each.gpu for each in chosen if each.instance is None) for name, chosen in places.items()}
     capacity = {state.gpu.id: state.gpu.units for state in gpus}
     more = pod_holdings(kept.asks, on, capacity=capacity, unit=kept.shape.unit)
+    company = kept.shape.wishes.company
     instances: dict[str, set[str]] = {}
     for chosen in places.values():
         for each in chosen:
@@ -46,6 +47,7 @@ def occupied(kept: Kept, places: Places, gpus: Sequence[GpuState]) -> list[GpuSt
             state.gpu,
             state.held + more.get(state.gpu.id, NOTHING),
             {*state.taken, *instances[state.gpu.id]} if state.gpu.id in instances else state.taken,
+            (*state.companies, company) if company and state.gpu.id in more else state.companies,
         )
         for state in gpus
     ]
@@ -80,6 +82,11 @@ def beside(now: Sequence[GpuState], later: Sequence[GpuState], keeps: Iterable[K
     for kept, places in fixed(later, keeps):
         taken = occupied(kept, places, taken)
     return [
-        GpuState(one.gpu, one.held | two.held, {*one.taken, *two.taken} if one.taken or two.taken else ())
+        GpuState(
+            one.gpu,
+            one.held | two.held,
+            {*one.taken, *two.taken} if one.taken or two.taken else (),
+            {*one.companies, *two.companies} if one.companies or two.companies else (),
+        )
         for one, two in zip(now, taken, strict=True)
     ]

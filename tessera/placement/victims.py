@@ -135,6 +135,7 @@ def _beside(states: Sequence[GpuState], taken: Taken) -> list[GpuState]:
             state.gpu,
             state.held + taken.holdings.get(state.gpu.id, NOTHING),
             {*state.taken, *instances[state.gpu.id]} if state.gpu.id in instances else state.taken,
+            (*state.companies, taken.company) if taken.company and state.gpu.id in taken.holdings else state.companies,
         )
         if state.gpu.id in taken.holdings or state.gpu.id in instances
         else state

@@ -8,12 +8,16 @@ from tessera.model.config import Placement
 from tessera.model.errors import RequestError
 from tessera.model.names import names
 from tessera.placement.claims import Claim
+from tessera.placement.claims import taken as counted
 from tessera.placement.company import ANYBODY, Company, company
-from tessera.placement.fit import Place, judge, place, still_fits
+from tessera.placement.fit import GpuState, Place, judge, place, still_fits
+from tessera.placement.holding import Holding
+from tessera.placement.keeping import Kept, beside, occupied
 from tessera.placement.ledger import Ledger
 from tessera.placement.reasons import Reason, Rejection
 from tessera.placement.scores import Scores
 from tessera.placement.shape import shape_of
+from tessera.placement.victims import Holder, choose
 from tessera.placement.wishes import Wishes, wishes
 
 NAMES = names()
@@ -74,3 +78,38 @@ def test_annotations_are_read():
 def test_what_is_no_class_is_refused(text, message):
     with pytest.raises(RequestError, match=message):
         company({NAMES.gpu_avoid_class: text}, NAMES)
+
+
+def test_what_is_kept_for_one_keeps_others_away_as_it_will_itself(gpu, ask, unit):
+    """Beside promises the GPUs are described anew: who is on them must not be forgotten, and who will be counts too."""
+    asks = (ask(units=8),)
+    kept = Kept(asks, shape_of(asks, unit=unit, wishes=Wishes(company=SHY)))
+    plain = Kept(asks, shape_of(asks, unit=unit, wishes=Wishes()))
+    batch = shape_of(asks, unit=unit, wishes=Wishes(company=BATCH))
+    free = [GpuState(gpu(1))]
+    taken = [GpuState(gpu(1), Holding(units=8), (), (SHY,))]
+    assert isinstance(place(asks, batch, beside(free, free, [kept])), Rejection), "who was promised will be there"
+    assert isinstance(place(asks, batch, beside(taken, taken, [plain])), Rejection), "somebody is there"
+    assert isinstance(place(asks, batch, beside(taken, free, [plain])), Rejection), "somebody is still there"
+    assert isinstance(place(asks, batch, occupied(plain, {"main": (Place(gpu(1).id),)}, taken)), Rejection)
+
+
+def test_who_keeps_a_pod_away_is_its_victim(gpu, ask, unit):
+    asks = (ask(units=8),)
+    high = Kept(asks, shape_of(asks, unit=unit, wishes=Wishes(company=SHY)))
+    card = gpu(1)
+    holders = [
+        Holder(key, key, 0, "", counted(Claim(asks, {"main": (Place(card.id),)}, whose), {card.id: card}, unit=unit))
+        for key, whose in (("batch", BATCH), ("web", ANYBODY))
+    ]
+
+    def without(keys):
+        there = [each for each in holders if each.key not in keys]
+        held = Holding(units=8 * len(there))
+        return [GpuState(card, held, (), [each.taken.company for each in there])]
+
+    steps = choose(high, without, holders)
+    with pytest.raises(StopIteration) as end:
+        while True:
+            next(steps)
+    assert [each.key for each in end.value.value] == ["batch"]
