@@ -28,6 +28,8 @@ MPS: Final = "CUDA_MPS_"
 DEVICE_MEMORY: Final = "CUDA_DEVICE_MEMORY_LIMIT"
 NAME: Final = "tessera-environment"
 """Of the policy."""
+FAMILIES: Final = ("NVIDIA_", "CUDA_")
+"""Beginnings of every variable that a rule is about."""
 _PRINTABLE: Final = "^[ -~]{0,64}$"
 
 
@@ -86,7 +88,7 @@ def environment(config: Config, *, exempt: tuple[str, ...]) -> Policy:
             "suspects",
             (
                 "variables.fresh.filter(c, has(c.env)"
-                " && c.env.exists(e, e.name.startsWith('NVIDIA_') || e.name.startsWith('CUDA_')))"
+                f" && c.env.exists(e, {' || '.join(f'e.name.startsWith({text(family)})' for family in FAMILIES)}))"
             ),
         ),
     ]
@@ -126,14 +128,16 @@ def denials(pod: Manifest, config: Config) -> Iterator[Denial]:
         pod: as the API server would have it after admission.
         config: what it allows.
     """
-    for rule in _rules(config.guard):
-        found = (
-            (container, variable)
-            for container in fresh(pod)
-            for variable in container.env or ()
-            if rule.denies(variable)
-        )
-        for container, variable in found:
+    suspects = [
+        (container, variable)
+        for container in fresh(pod)
+        for variable in container.env or ()
+        if variable.name.startswith(FAMILIES)
+    ]
+    for rule in _rules(config.guard) if suspects else ():
+        for container, variable in suspects:
+            if not rule.denies(variable):
+                continue
             said = ""
             if variable.value_from is not None:
                 said = " by reference"

@@ -42,11 +42,12 @@ def again(evidence: Evidence) -> Seen:
         if pod.ended and not owner.startswith("cronjob/"):
             continue
         # A container that somebody has added to look at the pod does not come again.
-        made = msgspec.structs.replace(pod, spec=msgspec.structs.replace(pod.spec, ephemeral_containers=None))
-        if not judge(made, False) and not judge(made, True):
-            continue
-        found = judge(made, _asks(made, config, dialects))
-        if found:
+        made = pod
+        if pod.spec.ephemeral_containers:
+            made = msgspec.structs.replace(pod, spec=msgspec.structs.replace(pod.spec, ephemeral_containers=None))
+        # Whether it asks takes longer to tell than all the rules.
+        found = judge(made, False) or judge(made, True)
+        if found and (found := judge(made, _asks(made, config, dialects))):
             owners = by_namespace.setdefault(pod.metadata.namespace, {})
             count, said = owners.get(owner, (0, ", and ".join(said[:_LONGEST] for _, said in found)))
             owners[owner] = count + 1, said

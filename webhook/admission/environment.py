@@ -10,15 +10,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Final
 
-from tessera.deploy.environment import DEVICES, denies
+from tessera.deploy.environment import DEVICES, FAMILIES, denies
 from tessera.dialects.reader import ContainerReader
 from tessera.model.config import Guard
 from webhook.admission.patch import Edit, append, put, remove
 
 VOID: Final = "void"
 """What NVIDIA's runtime takes for: leave this container alone, whatever its image says."""
-_FAMILIES: Final = ("NVIDIA_", "CUDA_")
-"""Beginnings of every variable that is looked at."""
 _FIX: Final = "the node sets what a slice has"
 
 
@@ -54,7 +52,7 @@ def _changes(container: ContainerReader, guard: Guard, *, hidden: bool) -> Itera
     strip = guard.environment == "strip"
     has_devices = False
     for at, variable in enumerate(container.container.env or ()):
-        if not variable.name.startswith(_FAMILIES):
+        if not variable.name.startswith(FAMILIES):
             continue
         bad = denies(variable, guard)
         if variable.name == DEVICES and not (bad and strip):

@@ -35,7 +35,7 @@ def test_other_configs_are_valid_too(guarded):
     """Written for show: the server compiles every expression."""
     config = parse(
         "domain: gpu.example.org\n"
-        "guard: {driverCapabilities: [], hostPaths: [], exemptNamespaces: [], trusted: [backup, system:restorers]}\n"
+        "guard: {actions: warn, driverCapabilities: [], hostPaths: [], exemptNamespaces: [], trusted: [backup, system:restorers]}\n"
         "cni: {apps: []}\n"
     )
     for found in (Config(), config):
