@@ -127,7 +127,7 @@ class Agent:
         )
         self._notices = Notices(self._recorder, self.pods, self.board.names)
         self._lister = PodResources(places.pod_resources, clock=clock)
-        self.placing = Placing(self.board, node, lambda: config().placement)
+        self.placing = Placing(self.board, node, lambda: config().placement, pods=self.pods.by_uid)
         self.identity = Identity(self._lister, self.pods, self.board.ledger, self.board.names, clock)
         self.gpus = GpuSide(
             self.board,

@@ -23,8 +23,10 @@ from tessera.model.config import Placement
 from tessera.model.errors import AnnotationError, RequestError
 from tessera.model.plan import Plan, PlannedSlice
 from tessera.model.plan import decode as decode_plan
+from tessera.model.pod import Pod
 from tessera.model.request import ContainerRequest
 from tessera.model.tickets import Ask, asks
+from tessera.placement.company import ANYBODY, Company, company
 from tessera.placement.fit import GpuState, Place, Places, judge, place
 from tessera.placement.holding import hold
 from tessera.placement.reasons import Rejection
@@ -55,19 +57,23 @@ class Target:
 class Placing:
     """Chooses; remembers its choices only so that a pod's later containers agree with the first."""
 
-    def __init__(self, board: Board, node: str, placement: Callable[[], Placement]) -> None:
+    def __init__(
+        self, board: Board, node: str, placement: Callable[[], Placement], *, pods: Callable[[str], Pod | None]
+    ) -> None:
         """Choose among the board's GPUs.
 
         Args:
             board: the GPUs and the ledger.
             node: this node's name, which a plan has to carry.
             placement: the config's defaults, as they are now.
+            pods: a pod by the UID that the ledger has, for whom it keeps apart from.
         """
         self._board = board
         self._ledger = board.ledger
         self._names = board.names
         self._node = node
         self._placement = placement
+        self._pods = pods
         self._targets: dict[Owner, Target] = {}
         self._own: dict[str, Places] = {}
 
@@ -202,8 +208,14 @@ class Placing:
         except RequestError as error:
             raise RefusedError(f"{caller}: {error}") from error
         mig = any(ask.container == caller.container and ask.request.mig is not None for ask in waiting)
+        companies = self._companies(caller.uid)
         states = [
-            GpuState(gpu, self._ledger.held(gpu.id) + self._board.foreign(gpu.id), self._instances_taken(gpu.id))
+            GpuState(
+                gpu,
+                self._ledger.held(gpu.id) + self._board.foreign(gpu.id),
+                self._instances_taken(gpu.id),
+                companies.get(gpu.id, ()),
+            )
             for gpu in self._board.gpus.values()
             if gpu.id not in self._board.elsewhere
         ]
@@ -211,6 +223,19 @@ class Placing:
         found = place(waiting, shape, offering)
         # What is missing is said of all GPUs: one that is full has no IDs to offer either.
         return (judge(shape, states) or found) if isinstance(found, Rejection) else found
+
+    def _companies(self, uid: str) -> dict[str, set[Company]]:
+        """Who is on each GPU beside a pod, as far as it matters to anybody."""
+        found: dict[str, set[Company]] = {}
+        for grant in self._ledger:
+            pod = self._pods(grant.uid) if grant.uid != uid else None
+            try:
+                told = company(pod.metadata.annotations, self._names) if pod is not None else ANYBODY
+            except RequestError:
+                continue
+            for gpu in grant.gpus if told else ():
+                found.setdefault(gpu, set()).add(told)
+        return found
 
     def _waiting(self, caller: Caller) -> tuple[Ask, ...]:
         return tuple(

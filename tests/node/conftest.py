@@ -154,8 +154,8 @@ def board(make_gpu):
 
 
 @pytest.fixture
-def placing(board):
-    return Placing(board, "n1", Placement)
+def placing(board, pods):
+    return Placing(board, "n1", Placement, pods=pods.by_uid)
 
 
 @pytest.fixture

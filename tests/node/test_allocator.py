@@ -72,7 +72,7 @@ def make_world(make_gpu, make_lister, make_pods, clock):
     def make():
         board, lister, pods = Board(NAMES, [make_gpu(0, units=100), make_gpu(1, units=100)]), make_lister(), make_pods()
         identity = Identity(lister, pods, board.ledger, NAMES, clock)
-        placing = Placing(board, "n1", Placement)
+        placing = Placing(board, "n1", Placement, pods=pods.by_uid)
         allocator = Allocator(board, identity=identity, placing=placing, pods=pods, clock=clock, seen=frozenset)
         return board, Kubelet(board, allocator, lister), pods
 
@@ -286,3 +286,12 @@ async def test_whatever_comes_no_gpu_is_given_away_twice(make_gpu, make_pod, mak
             for device in ids
         ]
         assert len(set(given_ids)) == len(given_ids)
+
+
+async def test_a_pod_without_a_plan_keeps_apart_too(kubelet, bind, make_pod):
+    """Whoever came first, and whether a scheduler or the node itself chooses."""
+    bind(make_pod("live", {"main": {UNITS: 8}}, plan={"main": [(A, 8, 0)]}, notes={NAMES.gpu_avoid_class: "batch"}))
+    await kubelet.give("live", "main", UNITS, 8)
+    bind(make_pod("batch", {"main": {UNITS: 8}}, notes={NAMES.gpu_class: "batch", NAMES.gpu_placement: "pack"}))
+    answer = await kubelet.give("batch", "main", UNITS, 8)
+    assert [piece.gpu.id for piece in answer.given.slices] == [B]

@@ -94,6 +94,14 @@ def test_what_is_kept_for_one_keeps_others_away_as_it_will_itself(gpu, ask, unit
     assert isinstance(place(asks, batch, occupied(plain, {"main": (Place(gpu(1).id),)}, taken)), Rejection)
 
 
+def through(steps):
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
 def test_who_keeps_a_pod_away_is_its_victim(gpu, ask, unit):
     asks = (ask(units=8),)
     high = Kept(asks, shape_of(asks, unit=unit, wishes=Wishes(company=SHY)))
@@ -108,8 +116,4 @@ def test_who_keeps_a_pod_away_is_its_victim(gpu, ask, unit):
         held = Holding(units=8 * len(there))
         return [GpuState(card, held, (), [each.taken.company for each in there])]
 
-    steps = choose(high, without, holders)
-    with pytest.raises(StopIteration) as end:
-        while True:
-            next(steps)
-    assert [each.key for each in end.value.value] == ["batch"]
+    assert [each.key for each in through(choose(high, without, holders))] == ["batch"]
