@@ -112,3 +112,21 @@ def test_a_pod_that_was_there_before_can_still_be_ended(lone, older):
     admin.delete(older)
     admin.patch(older, {"metadata": {"finalizers": None}})
     assert not admin.exists(older) or admin.get(older)["metadata"].get("finalizers") is None
+
+
+@pytest.mark.usefixtures("guarded")
+def test_a_soft_start_lets_pass_what_is_denied_otherwise_and_guards_what_is_ours(admin, pods):
+    def bind(config: Config) -> None:
+        for each in policies(config):
+            if each["kind"] == "ValidatingAdmissionPolicyBinding":
+                admin.apply(each)
+
+    body = pod(volumes=[{"name": "v", "hostPath": {"path": "/"}}])
+    bind(parse("guard: {actions: warn}"))
+    try:
+        until("it only warns", lambda: refusal(admin, "POST", pods, body) == "", seconds=30)
+        forged = carrying(pod(), annotations={NAMES.plan: "{}"})
+        assert "tessera-pod-annotations" in refusal(admin, "POST", pods, forged)
+    finally:
+        bind(Config())
+    until("it denies again", lambda: "tessera-host-paths" in refusal(admin, "POST", pods, body), seconds=30)
