@@ -50,3 +50,12 @@ async def test_nobody_goes_for_a_pod_that_is_being_deleted(full):
     await deleted(full, "high", "2999-01-01T00:00:00Z")
     assert await ended_by_sweep(full) == set()
     assert len(full.waiting) == 0
+
+
+async def test_nobody_makes_himself_untouchable_by_an_annotation(full):
+    """Anybody may write the kubelet's annotation of a static pod; only the mirror's, which no kubelet runs, says what it is."""
+    low = full.server.get("pods", "on-n1", "default")
+    low["metadata"]["annotations"]["kubernetes.io/config.source"] = "file"
+    full.server.put("pods", low)
+    await full.caught_up()
+    assert await ended_by_sweep(full) == {"on-n1"}

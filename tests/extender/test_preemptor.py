@@ -144,7 +144,6 @@ async def test_nobody_goes_in_vain(full):
         ("higher priority", {"priority": 101}, {}),
         ("it never preempts", {}, {"spec": {"preemptionPolicy": "Never"}}),
         ("a mirror pod", {"annotations": {"kubernetes.io/config.mirror": "x"}}, {}),
-        ("a static pod", {"annotations": {"kubernetes.io/config.source": "file"}}, {}),
         ("a critical pod", {"priority": 2_000_000_000}, {"priority": 2_000_001_000}),
     ],
 )

@@ -28,7 +28,8 @@ SEARCHED: Final = 16
 """Nodes on which smaller sets of victims are looked for."""
 CRITICAL: Final = 2_000_000_000
 """system-cluster-critical; such pods are nobody's victims, whatever the priority of who waits."""
-_STATIC: Final = ("kubernetes.io/config.mirror", "kubernetes.io/config.source")
+_MIRROR: Final = "kubernetes.io/config.mirror"
+"""On the API's copy of every static pod; no kubelet runs another that carries it, so nobody escapes by it."""
 
 
 class Candidates:
@@ -143,7 +144,7 @@ def may_go(pod: Pod, node: str, priority: int) -> bool:
         and meta.deletion_timestamp is None
         and there < priority
         and there < CRITICAL
-        and not any(meta.annotation(name) is not None for name in _STATIC)
+        and meta.annotation(_MIRROR) is None
         and not any(owner.kind in ("DaemonSet", "Node") and owner.controller for owner in meta.owner_references or ())
     )
 
