@@ -59,7 +59,15 @@ class SecondNode(AbstractContextManager["SecondNode"]):
         self._mounts = {self.view.settings.kubelet_dir: cluster.settings.kubelet_dir, **over}
 
     def __enter__(self) -> Self:
-        """Start it, and wait until its Node is Ready."""
+        """Start it, and wait until its Node is Ready; or leave nothing that runs."""
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def _start(self) -> None:
         settings = self.view.settings
         self.view.make_network()
         settings.kubelet_dir.mkdir(parents=True)
@@ -69,14 +77,14 @@ class SecondNode(AbstractContextManager["SecondNode"]):
         for archive in (busybox, *self._archives):
             self.view.ctr("images", "import", str(archive))
         self._start_kubelet()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop it, and take its Node away."""
         self.view.processes.stop(KUBELET)
-        self.view.delete_containers()
+        if self.view.processes.alive(CONTAINERD):
+            self.view.delete_containers()
         self.view.processes.stop(CONTAINERD)
         self._first.api.raw("DELETE", f"/api/v1/nodes/{NODE}")
 

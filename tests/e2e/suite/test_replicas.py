@@ -13,6 +13,7 @@ from product.space import is_running
 AGENT_DEAD = (
     "requested number of devices unavailable",
     "no healthy devices present; cannot allocate unhealthy devices",
+    "rpc failed with err: rpc error: code = Unavailable",
 )
 
 
