@@ -103,6 +103,7 @@ class Cluster:
                 return True
             row.refuse(at, found)
             rows = rows[rows != at]
+        self.scores.pricing.refused(key, shape)
         return False
 
     def end(self, key: str) -> None:

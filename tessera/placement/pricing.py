@@ -5,6 +5,7 @@ One of it is shared by all rows of scores. Everything scored by one state of the
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Final
 
 import numpy as np
@@ -13,10 +14,11 @@ from tessera.model.config import Measure, PolicyName
 from tessera.placement.columns import CAPACITY, KIND, BoolArray, Columns, IntArray
 from tessera.placement.priced import Measured, Named
 from tessera.placement.shape import Shape
-from tessera.placement.tables import Stock, Tables
+from tessera.placement.tables import SMALLEST_GANG, Stock, Tables
 from tessera.placement.workload import Workload
 
 MEASURED: Final[tuple[PolicyName, ...]] = ("priced", "fragmentation")
+_MOST_REFUSED: Final = 1024
 _DRIFT: Final = 0.05
 """Share of the nodes whose cards must have changed before the tables are made anew."""
 
@@ -39,6 +41,7 @@ class Pricing:
         self._tables: Tables | None = None
         self._measured: dict[PolicyName, Measured] = {}
         self._idle = (-1, -1, 0)
+        self._refused: OrderedDict[str, int] = OrderedDict()
 
     def configure(self, measure: Measure) -> None:
         """Take other constants from now on."""
@@ -76,9 +79,26 @@ class Pricing:
         """GPUs of the nodes that are kept for pods that need whole ones, 0 where this pod may have any."""
         tables = self.tables
         size = tables.stock.node
-        if not tables.reserve or _needs_all(shape, size):
+        if tables.measure.reserve is None or size < SMALLEST_GANG or _needs_all(shape, size):
             return 0
         return size
+
+    def refused(self, key: str, shape: Shape) -> None:
+        """A pod found no room. Of those that need whole nodes as many more are kept, until they have one or
+        half a workload has come since.
+
+        What comes says how many whole nodes will be wanted while a cluster fills; where pods end, those that stay longest
+        hold most of it, and that shows in who is refused.
+        """
+        if _needs_all(shape, self.tables.stock.node):
+            self._refused.pop(key, None)
+            self._refused[key] = self.workload.changes
+            if len(self._refused) > _MOST_REFUSED:
+                self._refused.popitem(last=False)
+
+    def placed(self, key: str) -> None:
+        """A pod has found room."""
+        self._refused.pop(key, None)
 
     def unreserved(self, rows: IntArray, size: int, *, running: int) -> IntArray:
         """Leave out the idle nodes that are kept for pods that need whole ones, unless nothing else is left.
@@ -89,7 +109,9 @@ class Pricing:
             running: pods that have a whole node now.
         """
         columns = self._columns
-        if self._idle_nodes(size) > self.tables.reserve - running:
+        while self._refused and self.workload.changes - next(iter(self._refused.values())) > self._measure.half_life:
+            self._refused.popitem(last=False)
+        if self._idle_nodes(size) > self.tables.reserve - running + len(self._refused):
             return rows
         others = rows[(columns.idle[rows] < size) | (columns.size[rows] < size)]
         return others if len(others) else rows

@@ -39,7 +39,7 @@ _CPU_GRAIN: Final = 500
 _GRAIN: Final = 10
 _GANGS_SUPPOSED: Final = 0.01
 """Pods that ask for a whole node, to one that asks for one GPU, where nothing is known."""
-_GANG: Final = 2
+SMALLEST_GANG: Final = 2
 """Whole nodes of fewer GPUs need no reserve."""
 
 
@@ -103,7 +103,7 @@ class Tables:
         """How much of the demand for GPUs is for memory alone, of ONE."""
         self.low = threshold(self._weights(everything, None))
         scale = WHOLE * int(stock.gpus.sum()) / gpu if gpu else 0.0
-        gangs = scale * sum(w for d, w in everything if d.whole and d.gpus >= max(_GANG, stock.node))
+        gangs = scale * sum(w for d, w in everything if d.whole and d.gpus >= max(SMALLEST_GANG, stock.node))
         self.reserve = gangs + measure.reserve * math.sqrt(gangs) if measure.reserve is not None else 0.0
         self.card = self._cards(everything, scale)
         targets = [(demand, round(ONE * part)) for demand, part in shares(self.counts, measure.coverage)]

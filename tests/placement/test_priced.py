@@ -251,3 +251,31 @@ def test_the_worth_of_a_rest_never_falls_and_holds_what_fits(weights):
     low = threshold(weights)
     for share in weights:
         assert table[share] >= min(WHOLE, price(share, low))
+
+
+def test_refused_pods_that_need_whole_nodes_keep_as_many_more(gpu, inventory, ask, unit):
+    ledger = make(inventory, gpu, nodes=2)
+    workload = Workload()
+    scores = Scores(ledger.columns, Pricing(ledger.columns, workload, Measure(prior=0, half_life=500)))
+    workload.expect([(Demand(gpus=1, units=8), 10.0)])
+    small = shape_of([ask(units=8)], unit=unit, wishes=Wishes())
+    gang = shape_of([ask(gpus=4, whole=True)], unit=unit, wishes=Wishes())
+    scores.row(small)
+
+    def kept():
+        rows = np.array([ledger.row("n0"), ledger.row("n1")])
+        return len(rows) - len(scores.unreserved(rows, scores.gang_size(small), running=0))
+
+    ledger.book("small", "n0", Claim((ask(units=8),)))
+    assert kept() == 0
+    scores.pricing.refused("a", small)
+    assert kept() == 0
+    scores.pricing.refused("a", gang)
+    scores.pricing.refused("a", gang)
+    assert kept() == 1
+    scores.pricing.placed("a")
+    assert kept() == 0
+    scores.pricing.refused("b", gang)
+    for _ in range(501):
+        workload.saw(Demand(gpus=1, units=8))
+    assert kept() == 0

@@ -203,6 +203,7 @@ class Filter:
         found = place(asked.asks, asked.shape, states, by=self._cluster.scores.chooser(asked.shape, at, soft=soft))
         if not isinstance(found, Rejection):
             self._cluster.name_softly(uid, name, Claim(asked.asks, found, asked.shape.wishes.company))
+            self._cluster.scores.pricing.placed(uid)
             return True
         kept = self._kept_from(asked, name, soft=soft)
         if kept is not None:
@@ -298,6 +299,8 @@ class Filter:
         row = self._cluster.scores.row(asked.shape)
         found = verdicts(row, listed, kept_from, every=self._config().placement.answer == "all")
         self._metrics.filtered("named" if found.fitting else "refused", found.counts)
+        if not found.fitting and found.now:
+            self._cluster.scores.pricing.refused(asked.uid, asked.shape)
         if not found.fitting and found.now and self._rejected is not None:
             self._rejected(args.pod, Kept(asked.asks, asked.shape), listed)
         return _answer(args, found.fitting, now=found.now, never=found.never)
