@@ -34,6 +34,7 @@ def settings_of(first: Settings) -> Settings:
         network=f"{first.network.rpartition('.')[0]}.1",
         cgroup=f"{first.cgroup}-{NODE}",
         kubelet_dir=first.home / NODE / "kubelet",
+        control=first.address,
         apart=NODE,
     )
 

@@ -25,6 +25,7 @@ class Settings:
         proxy: whether kube-proxy runs (Services inside the cluster need it).
         extenders: entries of KubeSchedulerConfiguration for the default scheduler.
         others: names of nodes that may come later; the API server reads its users at its start only.
+        control: address of the API server; empty where it is the node's own.
         apart: folder below `home` of what belongs to the node alone; empty for the first node.
     """
 
@@ -40,6 +41,7 @@ class Settings:
     extenders: tuple[dict[str, Any], ...] = field(default=())
     others: tuple[str, ...] = ("n2",)
     apart: str = ""
+    control: str = ""
 
     # The kubelet's folder is not a choice: device plugins and CNI plugins of a real node look for it there.
     kubelet_dir: Path = Path("/var/lib/kubelet")
@@ -51,7 +53,7 @@ class Settings:
 
     @property
     def api_url(self) -> str:
-        return f"https://{self.address}:6443"
+        return f"https://{self.control or self.address}:6443"
 
     @property
     def audit_log(self) -> Path:
