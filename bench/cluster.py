@@ -91,7 +91,7 @@ class Cluster:
         if not task.gpus and self._cpu_pods == "ignore":
             return self._least_allocated(key, task, feasible)
         row = self.scores.row(shape)
-        rows = np.flatnonzero(row.fits[: len(feasible)] & feasible)
+        rows = (row.fits[: len(feasible)] & feasible).nonzero()[0]
         while len(rows):
             at = best(self.ledger, self.scores, row, rows)
             name = self._names[at]

@@ -134,7 +134,7 @@ class Measured:
             pieces: of its containers that ask for slices, with the GPUs that each may have.
         """
         tables = self._tables
-        cpus = np.stack([block.cpu, block.cpu - cpu])
+        cpus = _stack([block.cpu, block.cpu - cpu])
         before, after = self._cpu_place(cpus)
         # One pass over everything: the nodes before, beside the pod's CPU alone, and with each piece on each GPU. A decision
         # looks at few nodes, so it costs what the number of calls costs.
@@ -144,9 +144,9 @@ class Measured:
         if not same:
             states.append((block.memory, block.calm))
             steps.append(before)
-        memory, calm = np.stack([m for m, _ in states]), np.stack([c for _, c in states])
+        memory, calm = _stack([m for m, _ in states]), _stack([c for _, c in states])
         free = np.minimum(memory, calm)
-        worth = self._devices(block.kind, np.stack(steps)[:, :, None], memory, calm, free)
+        worth = self._devices(block.kind, _stack(steps)[:, :, None], memory, calm, free)
         now, free = worth[0], self._mixed(free, memory)
         lost = np.zeros(len(after), np.int64) if same else worth[-1].sum(axis=1) - now.sum(axis=1)
         total = free[0].sum(axis=1)
@@ -167,7 +167,7 @@ class Measured:
             lost += gangs.lost()
         if self._plain:
             return np.searchsorted(_SQUASHED, -lost, side="right").astype(np.int64)
-        lack = self._balance(np.stack([total, rest]), cpus)
+        lack = self._balance(_stack([total, rest]), cpus)
         lost += lack[1] - lack[0]
         return np.asarray((gain - lost) // (ONE * tables.measure.step), np.int64)
 
@@ -228,6 +228,14 @@ class Measured:
             return np.zeros_like(idle)
         lacking = np.maximum(0.0, tables.measure.balance * tables.ratio * idle - cpu) / tables.ratio
         return np.asarray(np.rint(ONE * (lacking * lacking / (idle + tables.measure.slack))), np.int64)
+
+
+def _stack(arrays: Sequence[IntArray]) -> IntArray:
+    """`np.stack` of arrays of one shape, in a third of the time: a decision makes a handful of small ones."""
+    stacked = np.empty((len(arrays), *arrays[0].shape), np.int64)
+    for number, array in enumerate(arrays):
+        stacked[number] = array
+    return stacked
 
 
 class _Gangs:

@@ -88,7 +88,7 @@ class ShapeRow:
                 setattr(self, name, grown(getattr(self, name), columns.allocated))
         if self.seen == columns.latest:
             return self.pending
-        rows = np.flatnonzero(columns.version[: columns.rows] > self.seen)
+        rows = (columns.version[: columns.rows] > self.seen).nonzero()[0]
         self.seen = columns.latest
         return np.union1d(rows, self.pending) if len(self.pending) else rows
 
@@ -121,7 +121,7 @@ class ShapeRow:
         columns = self._columns
         if self._why.shape[1] < columns.allocated:
             self._why = grown(self._why, 4, columns.allocated)
-        rows = np.flatnonzero(columns.version[: columns.rows] > self._explained)
+        rows = (columns.version[: columns.rows] > self._explained).nonzero()[0]
         self._explained = columns.latest
         if len(rows):
             self._why[:, rows] = 0
@@ -225,7 +225,7 @@ class Scores:
             for profile, need in shape.instances.items():
                 fits &= free_instances(columns, profile, rows, masks) >= need
         softly = fits
-        named = np.flatnonzero(columns.has_soft[rows] & fits)
+        named = (columns.has_soft[rows] & fits).nonzero()[0]
         if len(named):
             room, beside = self._score(found, rows[named], pool[named] if pool is not None else None, soft=True)
             softly = fits.copy()
@@ -250,7 +250,7 @@ class Scores:
             fitting.append(fits)
             room &= fits.any(axis=1) if piece.gpus == 1 else fits.sum(axis=1) >= piece.gpus
         score = np.zeros(len(rows), np.int64)
-        places = np.flatnonzero(room)
+        places = room.nonzero()[0]
         if len(places):
             # Most nodes of a full cluster have no room, and to score one costs more than to see that.
             rows = rows[places]
