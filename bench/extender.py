@@ -1,8 +1,9 @@
 """The extender's cost: how long kube-scheduler waits for a filter, and how many pods a second go all the way.
 
 The real `tessera-extender` runs as a process of its own; the API server is the fake, in this process. Filters come as
-kube-scheduler sends them, one after the other on one connection with the names of all nodes, for pods of six shapes on a
-cluster where so many pods are placed already. In the first part every other pod is bound, so that the ledger changes under
+kube-scheduler sends them, one after the other on one connection with the names of all nodes, in another order each time
+(its own filters append to one list from many goroutines), for pods of six shapes on a cluster where so many pods are placed
+already. In the first part every other pod is bound, so that the ledger changes under
 the filter. In the second part pods are filtered one by one and bound concurrently, as fast as it goes; there the fake API
 server takes more of the time than the extender. In the third the whole state is read by a dashboard meanwhile.
 
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 import aiohttp
+import numpy as np
 
 from tessera.model.guarantee import Guarantees
 from tessera.model.inventory import Gpu, Inventory, encode
@@ -93,7 +95,8 @@ async def _measure(folder: Path, nodes: int, placed: int, filters: int) -> Figur
         try:
             await ready(address)
             found: Figures = {"ready_s": round(time.perf_counter() - began, 2), "ready_cpu_s": _cpu(process.pid)}
-            client = _Client(address, listed)
+            lists = _Lists(listed)
+            client = _Client(address, lists)
             found["first_ms"] = _ms(client.filter(pod(SHAPES[0], next(made)))[0])
             times, spent = [], _cpu(process.pid)
             async with aiohttp.ClientSession() as session:
@@ -108,7 +111,7 @@ async def _measure(folder: Path, nodes: int, placed: int, filters: int) -> Figur
             found |= _percentiles(times) | {"refuse_p99_ms": _ms(sorted(refused)[98])}
             pods = [pod(SHAPES[0], next(made)) for _ in range(PODS)]
             found["rss_mib"] = _rss(process.pid)
-            found["pods_per_s"] = await _all_the_way(api, address, listed, pods)
+            found["pods_per_s"] = await _all_the_way(api, address, lists, pods)
             found["beside_dashboard_max_ms"] = await _beside_dashboard(client, dashboard, made)
             found["rss_after_mib"] = _rss(process.pid)
         finally:
@@ -147,16 +150,29 @@ def _percentiles(times: list[float]) -> Figures:
     }
 
 
+class _Lists:
+    """The names of all nodes as JSON, in an order that no list before had."""
+
+    def __init__(self, listed: list[str]) -> None:
+        self._names = np.array([json.dumps(name).encode() for name in listed], object)
+        self._random = np.random.default_rng(0)
+
+    def args(self, pod: Object) -> bytes:
+        """A body of a filter."""
+        names = b",".join(self._random.permutation(self._names).tolist())
+        return b'{"Pod":%b,"Nodes":null,"NodeNames":[%b]}' % (json.dumps(pod).encode(), names)
+
+
 class _Client:
     """kube-scheduler's side of a filter, blocking, so that nothing but the extender takes time."""
 
-    def __init__(self, address: str, listed: list[str]) -> None:
+    def __init__(self, address: str, lists: _Lists) -> None:
         self._connection = http.client.HTTPConnection(address, timeout=10)
-        self._names = json.dumps(listed).encode()
+        self._lists = lists
 
     def filter(self, pod: Object) -> tuple[float, str]:
         """Seconds that it took, and the node named."""
-        body = b'{"Pod":%b,"Nodes":null,"NodeNames":%b}' % (json.dumps(pod).encode(), self._names)
+        body = self._lists.args(pod)
         start = time.perf_counter()
         self._connection.request("POST", "/filter", body, {"Content-Type": "application/json"})
         answer = self._connection.getresponse()
@@ -168,7 +184,7 @@ class _Client:
         return taken, chosen[0] if chosen else ""
 
 
-async def _all_the_way(api: FakeApiServer, address: str, listed: list[str], pods: list[Object]) -> float:
+async def _all_the_way(api: FakeApiServer, address: str, lists: _Lists, pods: list[Object]) -> float:
     """Filter one by one and bind concurrently; pods a second."""
     in_flight = asyncio.Semaphore(BINDING)
     async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
@@ -182,9 +198,7 @@ async def _all_the_way(api: FakeApiServer, address: str, listed: list[str], pods
 
         for pod in pods:
             await in_flight.acquire()
-            async with session.post(
-                f"http://{address}/filter", data=json.dumps({"Pod": pod, "Nodes": None, "NodeNames": listed})
-            ) as answer:
+            async with session.post(f"http://{address}/filter", data=lists.args(pod)) as answer:
                 chosen = (await answer.json())["NodeNames"]
             if not chosen:
                 raise SystemExit("a pod found no node on a cluster that has room")
