@@ -69,7 +69,9 @@ def main(arguments: list[str] | None = None) -> int:
         _drop_output()
         return _say(f"{program} {given[0]}: {_told(error)}", FAILED)
     except ModuleNotFoundError as error:
-        return _say(f"{program}: {error}; install what commands need: pip install 'tessera-gpu[cli]'", FAILED)
+        # The demo runs every part; no other command needs more than its own extra.
+        extras = "webhook,node,cli" if given[:1] == ["demo"] else "cli"
+        return _say(f"{program}: {error}; install what commands need: pip install 'tessera-gpu[{extras}]'", FAILED)
     except Exception as error:
         if os.environ.get("TESSERA_DEBUG"):
             raise

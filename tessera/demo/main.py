@@ -39,16 +39,26 @@ from tessera.testing.scheduler import FakeScheduler, SchedulerSettings
 EXAMPLES: Final = Path(__file__).parents[2] / "examples"
 """In a checkout; an installed package has none, and the demo then draws all its pods."""
 
+MOST: Final = 1000
+"""Of pods and of rounds."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `tessera demo`."""
     parser.add_argument("--out", default="out/demo", metavar="DIR", help="logs and picture (default %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="draws the same pods again (default %(default)s)")
-    parser.add_argument("--crowd", type=int, default=140, metavar="PODS", help="first pods (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="times pods end and others come (default %(default)s)")
-    parser.add_argument("--each", type=int, default=50, metavar="PODS", help="pods of a round (default %(default)s)")
+    parser.add_argument("--crowd", type=_count, default=140, metavar="PODS", help="first pods (default %(default)s)")
+    parser.add_argument("--rounds", type=_count, default=3, help="times pods end and others come (default %(default)s)")
+    parser.add_argument("--each", type=_count, default=50, metavar="PODS", help="pods of a round (default %(default)s)")
     parser.add_argument("--serve", action="store_true", help="keep the cluster running afterwards, until Ctrl-C")
     parser.add_argument("--no-color", action="store_true", help="plain text (also $NO_COLOR)")
+
+
+def _count(text: str) -> int:
+    """A number of pods or rounds: one machine plays so many in minutes."""
+    if not text.isascii() or not text.isdecimal() or len(text) > len(str(MOST)) or int(text) > MOST:
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a number from 0 to {MOST}")
+    return int(text)
 
 
 def run(arguments: argparse.Namespace) -> int:

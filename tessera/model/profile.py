@@ -41,10 +41,12 @@ def choose(
     if named:
         found = next((profile for profile in there if profile.name == named), None)
         if found is None:
-            known = ", ".join(profile.name for profile in there[:20]) or "none"
+            known = ", ".join(profile.name for profile in there[:20])
             raise RequestError(
-                f'names the placement profile "{named[:64]}", which is not configured',
-                fix=f"name one that is ({known}), or remove the annotation",
+                f'annotation placement-profile names "{named[:64]}", which is not configured',
+                fix=f"name one that is ({known}), or remove the annotation"
+                if known
+                else "remove the annotation: the config has no profiles",
             )
         return found
     carried = labels or {}

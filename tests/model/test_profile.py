@@ -74,3 +74,8 @@ def test_no_profile_where_none_matches():
 def test_a_name_that_is_not_configured_is_refused_with_those_that_are():
     with pytest.raises(RequestError, match=r'"trainig".*training, ml'):
         choose((FIRST, SECOND), named="trainig", namespace="ml", labels={})
+
+
+def test_a_name_is_refused_with_the_fix_where_no_profile_is_configured():
+    with pytest.raises(RequestError, match="remove the annotation: the config has no profiles"):
+        choose((), named="training", namespace="ml", labels={})

@@ -31,7 +31,7 @@ from tessera.testing.nvml import ComputeMode
 
 KERNEL, PROCESS, WATCHED, NONE = Guarantee
 GIB = 1 << 30
-PATIENCE = 15.0
+PATIENCE = 60.0
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 FOLDERS = MpsFolders(pipes="/run/t/pipe", shared="/run/t/shm")
 
