@@ -86,7 +86,8 @@ def suite(cluster: Cluster, arguments: list[str]) -> int:
     done = subprocess.run([*command, *arguments, *default], cwd=HERE.parents[1], env=environment, check=False)
     if done.returncode:
         sys.stdout.write(f"a test failed; the log of each component: {cluster.settings.logs}\n")
-    return done.returncode
+    # A pytest that was killed has not passed.
+    return done.returncode if done.returncode >= 0 else 128 - done.returncode
 
 
 def tell(settings: Settings) -> None:
