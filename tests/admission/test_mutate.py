@@ -222,7 +222,7 @@ BOTH = {T + "gpu-memory": "8Gi", T + "gpu-memory-percent": 50}
         (pod(("a", {T + "gpu": 1}), annotations={T + "gpu-topology": "ring"}), [T + "gpu-topology", "'ring'", "nvlink, numa, any"]),
         (pod(("a", {T + "gpu": 1}), annotations={T + "gpu-placement": "far"}), [T + "gpu-placement", "'far'", "pack, spread"]),
         (pod(("a", {T + "gpu": 1}), annotations={T + "guarantee": "iron"}), [T + "guarantee", "'iron'", "kernel"]),
-        (pod(("a", {T + "gpu": 1}), annotations={T + "placement-profile": "far"}), ["profile", '"far"', "name one that is"]),
+        (pod(("a", {T + "gpu": 1}), annotations={T + "placement-profile": "far"}), ["profile", '"far"', "remove the annotation"]),
     ],
     ids=str,
 )  # fmt: skip

@@ -59,7 +59,10 @@ def test_a_profile():
         ("placment: {}", r"placment \(line 1\): unknown key; did you mean 'placement'"),
         ("x: 1\nplacement:\n  polcy: pack", r"unknown key"),
         ("\nplacement:\n  polcy: pack", r"placement\.polcy \(line 3\): unknown key; did you mean 'policy'"),
-        ("placement:\n  policy: fast", r"placement\.policy \(line 2\).*'fast'; valid are best-fit, fragmentation, pack, priced, spread"),
+        (
+            "placement:\n  policy: fast",
+            r"placement\.policy \(line 2\).*'fast'; valid are best-fit, fragmentation, pack, priced, spread",
+        ),
         ("domain: x", r"domain \(line 1\): 'x' is not a DNS name"),
         ("memoryUnit: 3Ki", r"memoryUnit \(line 1\): 3072 bytes"),
         ("memoryUnit: 1_0", r"'1_0' is not a quantity"),
