@@ -33,6 +33,8 @@ class Ledger:
 
     Attributes:
         columns: the numbers as arrays, for scoring.
+        rows: by name of every node that is known, its row there; to be read only.
+        names: the same the other way.
         nodes_changed: counts changes of the set of node names; what is kept per list of names hangs on it.
     """
 
@@ -43,6 +45,8 @@ class Ledger:
             grew: called with a node's name when something on it can take more than before.
         """
         self.columns = Columns()
+        self.rows: dict[str, int] = {}
+        self.names: dict[int, str] = {}
         self.nodes_changed = 0
         self._grew = grew
         self._books: dict[str, NodeBook] = {}
@@ -77,6 +81,7 @@ class Ledger:
         before = self._room(book)
         was_closed = book.closed
         if not book.there:
+            self.rows[name], self.names[book.row] = book.row, name
             self._names_changed()
         if book.become(inventory, closed=closed, drift=drift):
             self.columns.clear(book.row)
@@ -97,6 +102,7 @@ class Ledger:
         if book is None or not book.there:
             return
         book.leave()
+        del self.rows[name], self.names[book.row]
         self._names_changed()
         self.columns.clear(book.row)
         self._write(book, ())
@@ -105,16 +111,15 @@ class Ledger:
 
     def __contains__(self, name: object) -> bool:
         """Whether a node of that name is known."""
-        return isinstance(name, str) and name in self._books and self._books[name].there
+        return isinstance(name, str) and name in self.rows
 
     def __iter__(self) -> Iterator[str]:
         """The names of the nodes that are known, in order."""
-        return iter(sorted(name for name, book in self._books.items() if book.there))
+        return iter(sorted(self.rows))
 
     def row(self, name: str) -> int:
         """The node's row in `columns`, or -1 where it is not known."""
-        book = self._books.get(name)
-        return book.row if book is not None and book.there else -1
+        return self.rows.get(name, -1)
 
     def closed(self, name: str) -> Reason | None:
         """Why the node takes no pods, or None where it does."""
@@ -237,7 +242,7 @@ class Ledger:
         if self._ranked:
             return
         for place, name in enumerate(self):
-            self.columns.rank[self._books[name].row] = place
+            self.columns.rank[self.rows[name]] = place
         self._ranked = True
 
     # Inside.

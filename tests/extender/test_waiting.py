@@ -19,7 +19,7 @@ def listed(rig):
     """Lists of names, as the filter makes them."""
     from webhook.extender.namelists import NameList
 
-    return lambda *of: NameList(list(of), rig.cluster.ledger)
+    return lambda *of: NameList.of(list(of), rig.cluster.ledger)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ needs is decoded.
 
 from __future__ import annotations
 
-from typing import Final, TypeVar
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 
@@ -167,10 +167,7 @@ def read_names(raw: bytes) -> list[str]:
     Raises:
         WireError: no such list, or a name that no node has.
     """
-    names = _decode(_NAMES, raw, "ExtenderArgs: NodeNames")
-    for name in names:
-        _check_name(name)
-    return names
+    return _decode(_NAMES, raw, "ExtenderArgs: NodeNames")
 
 
 def read_bind(body: bytes) -> BindArgs:
@@ -213,7 +210,7 @@ def _decode(decoder: msgspec.json.Decoder[T], body: bytes | msgspec.Raw, what: s
 
 _ARGS: Final = msgspec.json.Decoder(_Args)
 _NAMED: Final = msgspec.json.Decoder(_Named)
-_NAMES: Final = msgspec.json.Decoder(list[str])
+_NAMES: Final = msgspec.json.Decoder(list[Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_NAME)]])
 _BIND: Final = msgspec.json.Decoder(BindArgs)
 _PREEMPT: Final = msgspec.json.Decoder(PreemptArgs)
 encode: Final = msgspec.json.Encoder().encode
