@@ -174,3 +174,38 @@ async def test_room_that_is_no_longer_kept_wakes_who_was_kept_from_it(waking, cl
     waking.cluster.tick()
     await settle(waking, clock)
     assert wakes(waking) == "1"
+
+
+async def test_who_may_not_wake_tries_ever_more_seldom_and_says_so_once(waking, clock, pod, caplog):
+    fault = waking.server.faults.add(TOUCH, StatusError(403, "Forbidden", "no"), times=None)
+    waking.server.forget_requests()
+    await waking.filter(pod("waits", units=32))
+    await free(waking)
+    for _ in range(62):
+        await settle(waking, clock, 1)
+    assert 4 <= touches(waking) <= 7, "after 1, 2, 4 ... 32 seconds"
+    for _ in range(4):
+        await clock.advance(60, step=1)
+        await settle(waking, clock, 0.1)
+    tried = touches(waking)
+    assert 8 <= tried <= 12, "then once a minute"
+    assert waking.registry.get_sample_value("tessera_extender_wake_failures_total") == tried
+    assert len([each for each in caplog.records if "woken" in each.message]) == 1
+    waking.server.faults.remove(fault)
+    await clock.advance(61, step=1)
+    await settle(waking, clock)
+    assert wakes(waking) == "1"
+
+
+async def test_a_node_that_can_not_be_touched_keeps_nobody_elsewhere_waiting(waking, clock, pod):
+    waking.put_node("n2", 64)
+    await waking.caught_up()
+    await waking.bind(waking.put_pod("other", units=60), "n2")
+    await waking.caught_up()
+    waking.server.faults.add(on("patch", "nodes", name="n1"), StatusError(403, "Forbidden", "no"), times=None)
+    await waking.filter(pod("waits", units=32))
+    await free(waking)
+    await settle(waking, clock, 3)
+    await free(waking, "other")
+    await settle(waking, clock)
+    assert wakes(waking, "n2") == "1"

@@ -76,6 +76,11 @@ class Metrics:
             "Node annotations touched so that waiting pods are retried.",
             registry=registry,
         )
+        self.wake_failures = Counter(
+            "tessera_extender_wake_failures_total",
+            "Node annotations that could not be touched, so that waiting pods wait for kube-scheduler's own retry.",
+            registry=registry,
+        )
         self.scale_pods = Gauge(
             "tessera_extender_scale_pods", "Scale pods that ask Cluster Autoscaler for a node.", registry=registry
         )

@@ -3,7 +3,7 @@
 A pod that an extender rejected waits up to 5 minutes (kubernetes 122019) unless some event that kube-scheduler knows comes
 by. GPUs that become free are no such event, a changed annotation on a Node is: pods are retried 5-8 ms after it. So the
 node whose capacity grew gets its counter touched, within a second, at most once a second, and only while a pod is waiting
-that was rejected for want of room and would find it there now.
+that was rejected for want of room and would find it there now. A node that can't be touched is tried ever more seldom.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from typing import Final, NoReturn, Protocol
+from typing import Final, NamedTuple, NoReturn, Protocol
 
 import msgspec
 
@@ -29,6 +29,8 @@ from webhook.extender.waiting import Rejected, Waiting
 
 INTERVAL: Final = 1.0
 """Seconds between two touches of one node."""
+LONGEST: Final = 60.0
+"""Seconds until a touch that failed over and over is tried again; a right that is missing comes back by no haste."""
 COALESCE: Final = 0.05
 """Seconds in which what grows is gathered before the first touch: a pod's end frees its slices one by one."""
 MOST_COUNTERS: Final = 20_000
@@ -41,6 +43,13 @@ Room = Callable[[str, Rejected], Sequence[GpuState]]
 """A node's GPUs as a pod may use them."""
 
 _log = logging.getLogger(__name__)
+
+
+class _Failing(NamedTuple):
+    """A node that can't be touched: the seconds that are waited now, and the time until which."""
+
+    wait: float
+    until: float
 
 
 class Door(Protocol):
@@ -90,6 +99,7 @@ class Waker:
         self._grown: set[str] = set()
         self._touched: dict[str, float] = {}
         self._counters: dict[str, int] = {}
+        self._failing: dict[str, _Failing] = {}
         self._some = asyncio.Event()
 
     def look_at(self, room: Room) -> None:
@@ -113,12 +123,15 @@ class Waker:
 
     async def _round(self) -> None:
         now = self._clock.monotonic()
+        # Long past its time nothing had grown there, or nobody waited: what stands in the way then is another thing.
+        self._failing = {node: old for node, old in self._failing.items() if now - old.until < LONGEST}
         self._waiting.forget_old()
         if not len(self._waiting):
             self._grown.clear()
             self._touched.clear()
             return
         due = sorted(node for node in self._grown if now - self._touched.get(node, -INTERVAL) >= INTERVAL)
+        due = [node for node in due if node not in self._failing or now >= self._failing[node].until]
         for start in range(0, len(due), AT_ONCE):
             batch = due[start : start + AT_ONCE]
             self._grown.difference_update(batch)
@@ -145,6 +158,7 @@ class Waker:
     async def _touch(self, name: str) -> None:
         node = self._node(name)
         if node is None:
+            self._failing.pop(name, None)
             return
         self._touched[name] = self._clock.monotonic()
         count = max(_counter(node.metadata.annotation(self._names.wake)), self._counters.get(name, 0)) + 1
@@ -152,14 +166,25 @@ class Waker:
         try:
             await self._door.patch(NODES, name, body, kind=Patch.MERGE, timeout=_TIMEOUT)
         except KubeError as error:
-            # Put back: with the next round, or with the next growth, it is tried again.
-            _log.warning("node %s: waiting pods can't be woken: %s", name, error)
-            self._grown.add(name)
+            self._failed(name, error)
             return
+        self._failing.pop(name, None)
         self._counters[name] = count
         if len(self._counters) > MOST_COUNTERS:
             self._counters.clear()
         self._metrics.wakes.inc()
+
+    def _failed(self, name: str, error: KubeError) -> None:
+        """Put a node back, to be tried again later."""
+        self._metrics.wake_failures.inc()
+        now = self._clock.monotonic()
+        if not self._failing:
+            # Once: what keeps us from one node mostly keeps us from all.
+            _log.warning("node %s: waiting pods can't be woken, tried again in up to %g s: %s", name, LONGEST, error)
+        before = self._failing.get(name)
+        wait = INTERVAL if before is None else min(LONGEST, 2 * before.wait)
+        self._failing[name] = _Failing(wait, now + wait)
+        self._grown.add(name)
 
 
 def _counter(text: str | None) -> int:
