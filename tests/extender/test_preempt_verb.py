@@ -23,7 +23,7 @@ async def asked(rig, pod):
     for number in range(NODES):
         assert await rig.bind(rig.put_pod(f"low-{number}", units=64), f"n{number}") == ""
     await rig.caught_up()
-    victims = {f"n{number}": {"Pods": [], "NumPDBViolations": 0} for number in range(NODES)}
+    victims = {f"n{number}": {"Pods": [{"UID": "uid-x"}], "NumPDBViolations": 0} for number in range(NODES)}
     high = pod("high", units=64, spec={"priority": 9})
     return read_preempt(json.dumps({"Pod": high, "NodeNameToMetaVictims": victims}).encode())
 

@@ -1,11 +1,14 @@
 """The verb preempt: what kube-scheduler's choice of victims would mean for our slices.
 
 kube-scheduler chooses by what it counts itself (CPU, memory); our tickets are not among that. For each node that it
-proposes, its victims go anyway; where the pod's slices would then lie there, its choice stands. Where they would not, those
-whose going frees a slice are added (newer kube-schedulers ask with no victims at all where only the extender refused), and
-where nobody's going helps, the node is struck: ending pods there would be in vain.
+proposes, its victims go anyway; where the pod's slices would then lie there, its choice stands. Where they would not, it
+stands if the preemptor could free the rest, and where nobody's going helps, the node is struck: ending pods there would be
+in vain.
 
-Most slices are freed without this verb, by the preemptor, since a kube-scheduler for which a pod fits asks nobody.
+Nobody is added: kube-scheduler deletes its victims, which heeds no PodDisruptionBudget. It has weighed budgets for those whom
+it chose itself, and would not for ours. Once its own are gone the pod comes to the filter, is rejected for the slice alone,
+and the preemptor ends whoever holds it by an eviction, for which the API server asks the budgets. A node for which
+kube-scheduler has no victims of its own (newer ones ask of such, too) is the preemptor's from the start.
 """
 
 from __future__ import annotations
@@ -18,12 +21,11 @@ from tessera.model.errors import RequestError
 from tessera.placement.fit import place
 from tessera.placement.keeping import Kept
 from tessera.placement.reasons import Reason, Rejection
-from tessera.placement.victims import Victims
 from webhook.extender.candidates import TOGETHER, Candidates, through
 from webhook.extender.cluster import Cluster
 from webhook.extender.filter import Asked, read_asked
 from webhook.extender.preferences import tolerates_cordon
-from webhook.extender.wire import MetaPod, MetaVictims, PreemptArgs, PreemptResult
+from webhook.extender.wire import MetaVictims, PreemptArgs, PreemptResult
 
 
 async def preempt(
@@ -35,7 +37,7 @@ async def preempt(
         args: the pod, and on which nodes whom kube-scheduler would end.
         cluster: who holds what.
         config: in force.
-        candidates: looks for more victims.
+        candidates: tells whether the preemptor could free the rest.
         gone: tells whether the client has gone away; kube-scheduler asks anew after ten seconds.
     """
     proposed = args.victims()
@@ -54,25 +56,24 @@ async def preempt(
             await asyncio.sleep(0)
             if gone():
                 return PreemptResult({})
-        more = await _more(asked, node, chosen, cluster, candidates, may=config.preemption.enabled)
-        if more is not None:
-            added = [MetaPod(each.key) for each in more]
-            kept[node] = MetaVictims([*(chosen.Pods or ()), *added], chosen.NumPDBViolations) if added else chosen
+        if await _stands(asked, node, chosen, cluster, candidates, may=config.preemption.enabled):
+            kept[node] = chosen
     return PreemptResult(kept)
 
 
-async def _more(
+async def _stands(
     asked: Asked, node: str, chosen: MetaVictims, cluster: Cluster, candidates: Candidates, *, may: bool
-) -> Victims | None:
-    """Who has to go beside those chosen; None where the node is no choice."""
+) -> bool:
+    """Whether the pod would get its slices there once those chosen have gone, and whom the preemptor may end."""
     gone = [pod.UID for pod in chosen.Pods or ()]
     closed = cluster.ledger.closed(node)
     if closed is not None and not (closed is Reason.CORDONED and asked.shape.cordoned):
-        return None
+        return False
     states = cluster.keeper.states(node, uid=asked.uid, priority=asked.priority, gone=gone)
     if not isinstance(place(asked.asks, asked.shape, states), Rejection):
-        return ()
-    if not may:
-        return None
+        return True
+    if not (may and gone):
+        return False
     kept = Kept(asked.asks, asked.shape)
-    return await through(candidates.on(kept, node, uid=asked.uid, priority=asked.priority, gone=gone))
+    search = candidates.on(kept, node, uid=asked.uid, priority=asked.priority, gone=gone, smaller=False)
+    return await through(search) is not None
