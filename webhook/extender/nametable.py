@@ -104,8 +104,9 @@ class NameTable:
         lengths = ends - starts
         if lengths.max() > self._width:
             return None
-        windows = np.lib.stride_tricks.sliding_window_view(text, self._width)
-        words: _Words = windows[starts].view(np.uint64)
+        # As many bytes from every place on as the longest name has; those that start a name are taken, each as one item.
+        windows = np.ndarray((len(raw) + 1,), np.dtype((np.void, self._width)), buffer=text, strides=(1,))
+        words: _Words = windows[starts].view(np.uint64).reshape(len(starts), -1)
         return words & self._masks.take(lengths, axis=0)
 
     def _place(self) -> list[_Slotting]:
