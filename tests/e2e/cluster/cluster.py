@@ -235,6 +235,7 @@ class Cluster(AbstractContextManager["Cluster"]):
         for each in ending:
             ended(each, 10)
         kernel.forget_cgroups(self.settings.cgroup)
+        kernel.remove_ports(self.settings.bridge)
         state = self.settings.containerd_root / "state"
         kernel.unmount_below(str(state), str(self.settings.kubelet_dir / "pods"))
         shutil.rmtree(state, ignore_errors=True)

@@ -78,8 +78,18 @@ def remove_links(record: Record) -> None:
     """Take away the interfaces that were made."""
     for name in record.links:
         if Path(f"/sys/class/net/{name}").exists():
+            remove_ports(name)
             _ip("link", "del", name)
     record.links = []
+
+
+def remove_ports(bridge: str) -> None:
+    """Take away the pods' interfaces on a bridge.
+
+    They go with their network namespaces; but one of a pod that was killed lives on while a connection of it is waited for.
+    """
+    for port in Path(f"/sys/class/net/{bridge}/brif").iterdir():
+        subprocess.run(["ip", "link", "del", port.name], capture_output=True, check=False)
 
 
 def mount_tmpfs(record: Record, path: Path, size: str) -> None:

@@ -102,6 +102,7 @@ class SecondNode(AbstractContextManager["SecondNode"]):
             ended(each, 10)
         # Its mounts went with its mount namespace.
         kernel.forget_cgroups(settings.cgroup)
+        kernel.remove_ports(settings.bridge)
         shutil.rmtree(settings.containerd_root / "state", ignore_errors=True)
         self._start_containerd()
         self._start_kubelet()
