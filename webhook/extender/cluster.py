@@ -11,7 +11,6 @@ the pod bound, the write is known to have failed, or the pod is known to be gone
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -349,14 +348,16 @@ class Cluster:
         facts = self._facts.get(node)
         return facts is not None and facts.inventory is not None and uid in facts.inventory.lingering
 
-    async def run(self) -> NoReturn:
-        """Let time pass, until cancelled."""
+    async def run(self, *, synced: Callable[[], None] | None = None) -> NoReturn:
+        """Let time pass, until cancelled.
+
+        Args:
+            synced: called once, when everything that there is was seen.
+        """
         await asyncio.gather(self.pods.synced.wait(), self.nodes.synced.wait())
         _log.info("in step with the cluster: %d nodes, %d pods", len(self.nodes), len(self.pods))
-        # A full collection over 40,000 pods stops the loop for up to 0.9 s; what a full cache holds is not garbage.
-        gc.collect()
-        gc.freeze()
-        gc.enable()
+        if synced is not None:
+            synced()
         while True:
             await self._clock.sleep(TICK)
             self.tick()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 from argparse import Namespace
@@ -34,6 +33,7 @@ from webhook.extender.bind import Binder
 from webhook.extender.candidates import Candidates
 from webhook.extender.cluster import Cluster
 from webhook.extender.filter import Filter
+from webhook.extender.garbage import Collector
 from webhook.extender.leading import Leadership
 from webhook.extender.metrics import LedgerCollector, Metrics
 from webhook.extender.preemptor import Preemptor
@@ -75,9 +75,8 @@ async def serve(options: Namespace, signals: Signals) -> None:
     clock, rng = SystemClock(), Random()  # noqa: S311  jitter
     metrics = Metrics(registry)
     async with AsyncExitStack() as stack:
-        # What fills the caches stays; looking through it for garbage again and again takes a third of the start.
-        gc.disable()
-        stack.callback(gc.enable)
+        collector = Collector(clock)
+        stack.callback(collector.close)
         connection = connect(options.kubeconfig, environ=os.environ, clock=clock)
         client = await stack.enter_async_context(
             ApiClient(connection, clock=clock, rng=rng, user_agent="tessera-extender")
@@ -147,7 +146,7 @@ async def serve(options: Namespace, signals: Signals) -> None:
             for job in (
                 pods.run(),
                 nodes.run(),
-                cluster.run(),
+                cluster.run(synced=collector.settle),
                 waker.run(),
                 leadership.run(),
                 preemptor.run(),
