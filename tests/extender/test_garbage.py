@@ -39,7 +39,8 @@ def collection(collector: Collector, watch: Watch, *, generation: int, took: flo
     collector.seen("stop", {"generation": generation, "collected": 0, "uncollectable": 0})
 
 
-def test_nothing_is_collected_while_caches_fill(collector: Collector) -> None:
+@pytest.mark.usefixtures("collector")
+def test_nothing_is_collected_while_caches_fill() -> None:
     assert not gc.isenabled()
 
 
@@ -57,12 +58,13 @@ def test_settling_twice_is_heard_of_once(collector: Collector) -> None:
 
 
 @pytest.mark.parametrize(
-    ("generation", "took", "times"),
-    [(2, SLOW, 1), (2, 1.0, 1), (2, SLOW / 2, 0), (1, 1.0, 0), (0, 1.0, 0)],
+    ("slow", "times"),
+    [((2, SLOW), 1), ((2, 1.0), 1), ((2, SLOW / 2), 0), ((1, 1.0), 0), ((0, 1.0), 0)],
 )
 def test_only_what_survived_a_slow_full_collection_is_set_aside(
-    collector: Collector, watch: Watch, frozen: list[float], generation: int, took: float, times: int
+    collector: Collector, watch: Watch, frozen: list[float], slow: tuple[int, float], times: int
 ) -> None:
+    generation, took = slow
     collection(collector, watch, generation=generation, took=took)
     assert len(frozen) == times
 
