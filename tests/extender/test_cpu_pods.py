@@ -80,6 +80,23 @@ async def test_score_names_nothing_where_it_knows_nothing(cluster, with_cpu):
     assert (await cluster.filter(with_cpu(), "x"))["NodeNames"] == ["x"]
 
 
+async def test_they_are_counted_once_where_they_take_cpu_from_gpus(cluster, with_cpu):
+    before = cluster.cluster.workload.total
+    made, elsewhere = cluster.server.put("pods", with_cpu()), with_cpu()
+    elsewhere["metadata"] |= {"name": "elsewhere", "uid": "uid-elsewhere"}
+    elsewhere = cluster.server.put("pods", elsewhere)
+    await cluster.caught_up()
+    assert cluster.cluster.workload.total == before, "nobody knows yet where it goes"
+    assert await cluster.bind(made, "full") == await cluster.bind(elsewhere, "plain") == ""
+    await cluster.caught_up()
+    assert cluster.cluster.workload.total == pytest.approx(before + 1, rel=0.001)
+    made = cluster.server.get("pods", "plain", "default")
+    made["metadata"]["labels"] = {"changed": "yes"}
+    cluster.server.put("pods", made)
+    await cluster.caught_up()
+    assert cluster.cluster.workload.total == pytest.approx(before + 1, rel=0.001)
+
+
 async def test_they_are_bound_without_a_plan(cluster, with_cpu):
     mode(cluster, "score")
     made = cluster.server.put("pods", with_cpu("28"))

@@ -148,8 +148,7 @@ class Cluster:
         if isinstance(change, Deleted):
             self._pod_gone(change.final)
             return
-        if isinstance(change, Added):
-            self._learn(change.new)
+        self._learn(change.new, None if isinstance(change, Added) else change.old)
         self._pod_seen(change.new)
 
     def node_changed(self, change: Change[Node]) -> None:
@@ -177,10 +176,12 @@ class Cluster:
             # kube-scheduler never tries it again, however long a finalizer keeps it.
             self._done_waiting(uid)
 
-    def _learn(self, pod: Pod) -> None:
-        """Count what a pod asks, once; one without a GPU where it takes CPU from GPUs."""
+    def _learn(self, pod: Pod, before: Pod | None) -> None:
+        """Count what a pod asks, once: when it is first seen, one without a GPU when it takes CPU from GPUs."""
+        if before is not None and (before.spec.node_name or not pod.spec.node_name):
+            return
         demand = self._demands.of(pod)
-        if demand is not None and (demand.gpus or self.ledger.gpus(pod.spec.node_name)):
+        if demand is not None and (before is None if demand.gpus else self.ledger.gpus(pod.spec.node_name)):
             self.workload.saw(demand)
 
     def _pod_gone(self, pod: Pod) -> None:
