@@ -22,8 +22,8 @@ def best(ledger: Ledger, scores: Scores, row: ShapeRow, rows: IntArray) -> int:
     size = scores.gang_size(row.shape)
     if size:
         rows = scores.unreserved(rows, size, running=ledger.gangs(size))
-    found = row.score[rows]
-    rows = rows[found == found.max()]
+    found = row.score.take(rows)
+    rows = rows.take((found == found[found.argmax()]).nonzero()[0])
     if len(rows) == 1:
         return int(rows[0])
     ledger.rank()

@@ -271,8 +271,11 @@ class Ledger:
             slot = book.slots[gpu]
             held = slot.held
             columns.hold(row, slot.index, held, slot.soft)
-            columns.classes[row, slot.index] = columns.mask(name for each in slot.companies for name in each.classes)
-            columns.avoided[row, slot.index] = columns.mask(name for each in slot.companies for name in each.avoids)
+            classes = avoided = 0
+            if slot.companies:
+                classes = columns.mask(name for each in slot.companies for name in each.classes)
+                avoided = columns.mask(name for each in slot.companies for name in each.avoids)
+            columns.classes[row, slot.index], columns.avoided[row, slot.index] = classes, avoided
             idle = slot.takes_slices and not held
             book.empty += idle - slot.idle
             slot.idle = idle

@@ -18,6 +18,20 @@ _NODE_SCALE: Final = 1 << 20
 """Above anything that the second of two criteria can come to: 128 GPUs with 2000 left each."""
 _CORES_PER_GPU: Final = 16
 """CPU beside one GPU; best-fit adds thousandths of both up."""
+_ONES: Final = np.ones(256, np.int64)
+_TRUE: Final = np.ones(256, np.bool_)
+
+
+def added(amounts: IntArray) -> IntArray:
+    """The sum over the last axis, at most 256 long: as a product, in half the time of `sum` for rows of a few GPUs."""
+    found: IntArray = amounts @ _ONES[: amounts.shape[-1]]
+    return found
+
+
+def anywhere(there: BoolArray) -> BoolArray:
+    """`any` over the last axis, likewise."""
+    found: BoolArray = there @ _TRUE[: there.shape[-1]]
+    return found
 
 
 def gpu_costs(name: PolicyName, left: IntArray) -> IntArray:

@@ -15,6 +15,7 @@ squashed as its authors do. On each node the GPUs are chosen first, by what each
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -23,7 +24,7 @@ import numpy as np
 from tessera.model.inventory import Gpu
 from tessera.placement.columns import CALM, CAPACITY, KIND, MEMORY, PERCENT, SPARE, UNITS, BoolArray, IntArray
 from tessera.placement.holding import Holding
-from tessera.placement.nodescores import cheapest
+from tessera.placement.nodescores import added, cheapest
 from tessera.placement.remainder import WHOLE
 from tessera.placement.shape import Part, Shape
 from tessera.placement.tables import MOST_DEVICES, ONE, Tables
@@ -38,6 +39,9 @@ _SQUASHED: Final = np.array(
     [math.ceil(ONE * 1000 * math.log(n / (100 - n))) for n in range(1, 100)],
     np.int64,
 )
+_WHOLLY: Final = (WHOLE, WHOLE)
+_MOST_KNOWN: Final = 16_384
+"""Devices whose worth is remembered."""
 
 
 class Block:
@@ -48,7 +52,7 @@ class Block:
     def __init__(self, slots: IntArray, cpu: IntArray) -> None:
         """Take the fields apart; `slots` is of shape nodes x fields x GPUs."""
         self.memory, self.calm = slots[:, MEMORY], slots[:, CALM]
-        self.spare, self.kind = slots[:, SPARE], slots[:, KIND]
+        self.spare, self.kind = slots[:, SPARE], slots[:, KIND].copy()
         self.capacity = np.maximum(1, slots[:, CAPACITY])
         self.cpu = cpu
 
@@ -116,6 +120,12 @@ class Measured:
         self._worth_memory = tables.plain_memory if plain else tables.worth_memory
         self._cards = not plain and bool(tables.card.any())
         self._gangs = bool(tables.gangs.any())
+        self._memory_place = tables.memory_step * tables.sizes[3]
+        # What one idle device more is worth to requests for several; none below the first.
+        self._gang_steps = np.diff(tables.gangs, prepend=tables.gangs[:1])
+        self._gang_steps[:: MOST_DEVICES + 1] = 0
+        self._cpu_steps: list[int] = tables.cpu_steps.tolist()
+        self._known: dict[tuple[int, int, int, int], int] = {}
 
     def gain(self, shape: Shape) -> int:
         """What a pod of this shape is worth wherever it goes, which the score is counted from."""
@@ -134,40 +144,40 @@ class Measured:
             pieces: of its containers that ask for slices, with the GPUs that each may have.
         """
         tables = self._tables
-        cpus = _stack([block.cpu, block.cpu - cpu])
+        cpus = np.array([block.cpu, block.cpu - cpu])
         before, after = self._cpu_place(cpus)
         # One pass over everything: the nodes before, beside the pod's CPU alone, and with each piece on each GPU. A decision
         # looks at few nodes, so it costs what the number of calls costs.
         states = [(block.memory, block.calm), *(piece.after(block) for piece, _ in pieces)]
-        steps = [after] * len(states)
-        same = bool((before == after).all())
+        place = after[:, None]
+        same = not np.count_nonzero(before != after)
         if not same:
+            place = np.array([*[after] * len(states), before])[:, :, None]
             states.append((block.memory, block.calm))
-            steps.append(before)
         memory, calm = _stack([m for m, _ in states]), _stack([c for _, c in states])
         free = np.minimum(memory, calm)
-        worth = self._devices(block.kind, _stack(steps)[:, :, None], memory, calm, free)
+        worth = self._devices(block.kind, place, memory, calm, free)
         now, free = worth[0], self._mixed(free, memory)
-        lost = np.zeros(len(after), np.int64) if same else worth[-1].sum(axis=1) - now.sum(axis=1)
-        total = free[0].sum(axis=1)
+        lost = np.zeros(len(after), np.int64) if same else added(worth[-1] - now)
+        total = added(free[0])
         rest = total
         places = np.arange(0, now.size, now.shape[1])[:, None]
-        gangs = _Gangs(tables, block, before, after) if self._gangs else None
+        gangs = _Gangs(tables, self._gang_steps, block, before, after) if self._gangs else None
         for number, (piece, fits) in enumerate(pieces, 1):
             costs = now - worth[number]
             chosen = cheapest(costs if gangs is None else costs + gangs.costs(), fits, piece.gpus) + places
-            lost += costs.take(chosen).sum(axis=1)
-            rest = rest - (free[0].take(chosen) - free[number].take(chosen)).sum(axis=1)
+            lost += _each(costs, chosen)
+            rest = rest - _each(free[0] - free[number], chosen)
             if gangs is not None:
                 gangs.take(chosen)
             if self._cards:
                 share = np.maximum(block.memory - memory[number], block.calm - calm[number])
-                lost += share.take(chosen).sum(axis=1) * tables.card[block.kind.take(chosen[:, 0])]
+                lost += _each(share, chosen) * tables.card[block.kind.take(chosen[:, 0])]
         if gangs is not None:
             lost += gangs.lost()
         if self._plain:
             return np.searchsorted(_SQUASHED, -lost, side="right").astype(np.int64)
-        lack = self._balance(_stack([total, rest]), cpus)
+        lack = self._balance(np.array([total, rest]), cpus)
         lost += lack[1] - lack[0]
         return np.asarray((gain - lost) // (ONE * tables.measure.step), np.int64)
 
@@ -181,14 +191,24 @@ class Measured:
             names: of the kinds of cards.
         """
         tables = self._tables
-        place = int(np.searchsorted(tables.cpu_steps, cpu - shape.cpu, side="right"))
-        idle = int(((row[MEMORY] == WHOLE) & (row[CALM] == WHOLE)).sum())
-        at = (int(row[KIND].max()) * tables.sizes[1] + place) * (MOST_DEVICES + 1) + min(MOST_DEVICES, idle)
+        place = bisect_right(self._cpu_steps, cpu - shape.cpu)
+        calm, memory, kinds = (row[field].tolist() for field in (CALM, MEMORY, KIND))
+        idle = list(zip(memory, calm, strict=True)).count(_WHOLLY)
+        at = (max(kinds) * tables.sizes[1] + place) * (MOST_DEVICES + 1) + min(MOST_DEVICES, idle)
         one = int(tables.gangs[at] - tables.gangs[at - 1]) if idle else 0
         return Chooser(self, names, place, one)
 
     def device(self, kind: int, cpu: int, memory: int, calm: int) -> int:
         """What one device is worth, as `_devices` counts it."""
+        key = (kind, cpu, memory, calm)
+        found = self._known.get(key)
+        if found is None:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            found = self._known[key] = self._device(*key)
+        return found
+
+    def _device(self, kind: int, cpu: int, memory: int, calm: int) -> int:
         tables = self._tables
         _, steps, sizes, computes = tables.sizes
         free = min(memory, calm)
@@ -203,16 +223,22 @@ class Measured:
         """What devices are worth beside so much CPU: what of them is usable and what the rest is worth, less their weight."""
         tables = self._tables
         _, steps, sizes, computes = tables.sizes
-        at = (kind * steps + cpu) * sizes + tables.memory_step.take(memory)
-        found: IntArray = free * tables.usable.take(at * computes + tables.compute_step.take(calm))
+        # What is the same for all states is added up first, on the smaller array.
+        corner = kind * (steps * sizes) + cpu * sizes
+        at = self._memory_place.take(memory)
+        at += tables.compute_step.take(calm)
+        at += corner * computes
+        found: IntArray = tables.usable.take(at)
+        found *= free
         kind = kind * (WHOLE + 1)
         found += self._worth.take(kind + free)
         if tables.by_memory:
-            found += memory * tables.usable_memory.take(at) + self._worth_memory.take(kind + memory)
+            corner = corner + tables.memory_step.take(memory)
+            found += memory * tables.usable_memory.take(corner) + self._worth_memory.take(kind + memory)
         return found
 
     def _cpu_place(self, cpu: IntArray) -> IntArray:
-        return np.searchsorted(self._tables.cpu_steps, cpu, side="right").astype(np.int64)
+        return np.asarray(self._tables.cpu_steps.searchsorted(cpu, "right"), np.int64)
 
     def _mixed(self, free: IntArray, memory: IntArray) -> IntArray:
         """Idle thousandths in the mixture in which pods ask for both dimensions or memory alone."""
@@ -226,8 +252,13 @@ class Measured:
         tables = self._tables
         if not tables.ratio:
             return np.zeros_like(idle)
-        lacking = np.maximum(0.0, tables.measure.balance * tables.ratio * idle - cpu) / tables.ratio
-        return np.asarray(np.rint(ONE * (lacking * lacking / (idle + tables.measure.slack))), np.int64)
+        lacking = tables.measure.balance * tables.ratio * idle - cpu
+        np.maximum(lacking, 0.0, out=lacking)
+        lacking /= tables.ratio
+        lacking *= lacking
+        lacking /= idle + tables.measure.slack
+        lacking *= ONE
+        return np.asarray(np.rint(lacking), np.int64)
 
 
 def _stack(arrays: Sequence[IntArray]) -> IntArray:
@@ -238,28 +269,34 @@ def _stack(arrays: Sequence[IntArray]) -> IntArray:
     return stacked
 
 
+def _each(amounts: IntArray, chosen: IntArray) -> IntArray:
+    """Of each node, the sum over its chosen devices, which are given by flat places."""
+    if chosen.shape[1] == 1:
+        return amounts.take(chosen[:, 0])
+    return added(amounts.take(chosen))
+
+
 class _Gangs:
     """What idle devices of some nodes are worth to requests for several whole ones, as they are taken."""
 
-    __slots__ = ("_before", "_devices", "_idle", "_least", "_table")
+    __slots__ = ("_before", "_devices", "_idle", "_least", "_steps", "_table")
 
-    def __init__(self, tables: Tables, block: Block, before: IntArray, after: IntArray) -> None:
+    def __init__(self, tables: Tables, steps: IntArray, block: Block, before: IntArray, after: IntArray) -> None:
         self._table = tables.gangs
+        self._steps = steps
         self._idle = ((block.memory == WHOLE) & (block.calm == WHOLE)).astype(np.int64)
-        self._devices = np.minimum(MOST_DEVICES, self._idle.sum(axis=1))
+        self._devices = np.minimum(MOST_DEVICES, added(self._idle))
         kind = block.kind.max(axis=1) * tables.sizes[1]
         self._least = (kind + after) * (MOST_DEVICES + 1)
         self._before = self._table.take((kind + before) * (MOST_DEVICES + 1) + self._devices)
 
     def costs(self) -> IntArray:
         """Of each device, what one idle device less costs."""
-        at = self._least + self._devices
-        one = self._table.take(at) - self._table.take(np.maximum(self._least, at - 1))
-        return np.asarray(self._idle * one[:, None], np.int64)
+        return np.asarray(self._idle * self._steps.take(self._least + self._devices)[:, None], np.int64)
 
     def take(self, chosen: IntArray) -> None:
         """Take devices, at flat places."""
-        self._devices = np.maximum(0, self._devices - self._idle.take(chosen).sum(axis=1))
+        self._devices = np.maximum(0, self._devices - _each(self._idle, chosen))
 
     def lost(self) -> IntArray:
         """What the nodes are worth less."""

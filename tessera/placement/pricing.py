@@ -40,7 +40,9 @@ class Pricing:
         self._made_for: tuple[int, int] | None = None
         self._tables: Tables | None = None
         self._measured: dict[PolicyName, Measured] = {}
-        self._idle = (-1, -1, 0)
+        self._idle = (-1, -1, -1)
+        self._idle_count = 0
+        self._partly = np.zeros(0, np.bool_)
         self._refused: OrderedDict[str, int] = OrderedDict()
 
     def configure(self, measure: Measure) -> None:
@@ -108,12 +110,11 @@ class Pricing:
             size: `gang_size` of the shape.
             running: pods that have a whole node now.
         """
-        columns = self._columns
         while self._refused and self.workload.changes - next(iter(self._refused.values())) > self._measure.half_life:
             self._refused.popitem(last=False)
         if self._idle_nodes(size) > self.tables.reserve - running + len(self._refused):
             return rows
-        others = rows[(columns.idle[rows] < size) | (columns.size[rows] < size)]
+        others = rows[self._partly[rows]]
         return others if len(others) else rows
 
     def names(self) -> Named:
@@ -124,13 +125,16 @@ class Pricing:
 
     def _idle_nodes(self, size: int) -> int:
         columns = self._columns
-        version, of, found = self._idle
-        if (version, of) != (columns.idle_version, size):
-            rows = slice(0, columns.rows)
-            there: BoolArray = (columns.idle[rows] == size) & (columns.size[rows] == size) & (columns.closed[rows] == 0)
-            found = int(there.sum())
-            self._idle = (columns.idle_version, size, found)
-        return found
+        state = (columns.idle_version, size, columns.allocated)
+        if self._idle != state:
+            self._idle = state
+            # No node has more idle GPUs than GPUs.
+            self._partly = columns.idle < size
+            rows = (~self._partly).nonzero()[0]
+            there: BoolArray = (columns.size.take(rows) == size) & (columns.closed.take(rows) == 0)
+            there &= columns.idle.take(rows) == size
+            self._idle_count = int(np.count_nonzero(there))
+        return self._idle_count
 
     def _make(self) -> None:
         columns = self._columns
@@ -148,7 +152,7 @@ class Pricing:
         self._tables = Tables(self.workload.current(), stock, self._measure)
         self._measured = {}
         self._made_for = (len(columns.kinds), columns.cards)
-        self._idle = (-1, -1, 0)
+        self._idle = (-1, -1, -1)
         self.generation += 1
 
 

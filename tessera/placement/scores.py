@@ -20,7 +20,7 @@ import numpy as np
 from tessera.model.config import PolicyName
 from tessera.placement.columns import ROOM, BoolArray, Columns, IntArray, grown
 from tessera.placement.fit import what
-from tessera.placement.nodescores import cheapest, gpu_costs, node_scores
+from tessera.placement.nodescores import anywhere, cheapest, gpu_costs, node_scores
 from tessera.placement.policies import Policy, policy
 from tessera.placement.priced import Block, Named, Piece, Together
 from tessera.placement.pricing import MEASURED, Pricing
@@ -52,6 +52,8 @@ class ShapeRow:
         """Nothing known yet."""
         self.shape = shape
         self.pieces = [Piece(shape, part) for part in shape.slices]
+        self.together = shape.together
+        self.instances = shape.instances
         self.seen = -1
         self.generation = 0
         self.gain = 0
@@ -210,7 +212,7 @@ class Scores:
         pool: BoolArray | None = None
         masks = None
         if (
-            shape.instances
+            found.instances
             or wishes.company
             or wishes.uuids
             or wishes.models
@@ -222,7 +224,7 @@ class Scores:
         fits, score = self._score(found, rows, pool, soft=False)
         fits &= closed_codes(shape, columns, rows) == 0
         if masks is not None:
-            for profile, need in shape.instances.items():
+            for profile, need in found.instances.items():
                 fits &= free_instances(columns, profile, rows, masks) >= need
         softly = fits
         named = (columns.has_soft[rows] & fits).nonzero()[0]
@@ -239,25 +241,28 @@ class Scores:
         """Where every slice has room by itself, and how good each of these nodes would be."""
         shape, columns = found.shape, self._columns
         slots = columns.soft_slots if soft else columns.slots
-        first = slots[rows, :ROOM]
+        there = slots.take(rows, axis=0)
+        first = there[:, :ROOM]
         fitting: list[BoolArray] = []
         room = np.ones(len(rows), np.bool_)
         pieces: Sequence[Piece | Together] = found.pieces
-        if shape.together:
+        if found.together:
             pieces = [Together(shape, View(columns, rows, soft=soft))]
         for piece in pieces:
             fits = piece.room(first) if pool is None else piece.room(first) & pool
             fitting.append(fits)
-            room &= fits.any(axis=1) if piece.gpus == 1 else fits.sum(axis=1) >= piece.gpus
+            room &= anywhere(fits) if piece.gpus == 1 else fits.sum(axis=1) >= piece.gpus
         score = np.zeros(len(rows), np.int64)
         places = room.nonzero()[0]
         if len(places):
             # Most nodes of a full cluster have no room, and to score one costs more than to see that.
-            rows = rows[places]
-            if shape.together:
-                pieces = [Together(shape, View(columns, rows, soft=soft))]
-            block = Block(slots[rows], columns.cpu[rows])
-            choices = [(piece, fits[places]) for piece, fits in zip(pieces, fitting, strict=True)]
+            if len(places) < len(rows):
+                rows, there = rows.take(places), there.take(places, axis=0)
+                fitting = [fits.take(places, axis=0) for fits in fitting]
+                if found.together:
+                    pieces = [Together(shape, View(columns, rows, soft=soft))]
+            block = Block(there, columns.cpu.take(rows))
+            choices = list(zip(pieces, fitting, strict=True))
             name = shape.wishes.policy
             if name in MEASURED:
                 score[places] = self.pricing.measured(name).scores(shape.cpu, found.gain, block, choices)
