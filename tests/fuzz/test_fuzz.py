@@ -1,6 +1,7 @@
 """A fixed, small share of what `make fuzz` does, the inputs that once broke something, and pods made by hypothesis."""
 
 import json
+import logging
 from pathlib import Path
 from random import Random
 
@@ -115,6 +116,12 @@ def test_an_answer_that_must_not_be_is_found_and_kept(monkeypatch, tmp_path):
     kept = json.loads(Path(found["broken"][0]).read_text(encoding="utf-8"))
     assert kept["problem"].endswith("bytes")
     assert kept["kind"] == "reviews"
+
+
+def test_who_comes_after_is_told_of_trouble_again(caplog):
+    fuzz(1, inputs=2, seconds=60)
+    logging.getLogger("webhook").error("heard")
+    assert caplog.messages == ["heard"]
 
 
 def test_the_same_seed_makes_the_same_inputs():

@@ -41,7 +41,15 @@ def fuzz(seed: int, *, inputs: int, seconds: float) -> dict[str, Any]:
     Returns:
         ``reviews``, ``streams``, ``shapes`` and ``broken`` (paths of inputs that were kept).
     """
+    before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
+    try:
+        return _fuzz(seed, inputs=inputs, seconds=seconds)
+    finally:
+        logging.disable(before)
+
+
+def _fuzz(seed: int, *, inputs: int, seconds: float) -> dict[str, Any]:
     reviews, wire = ReviewFuzzer(seed), WireFuzzer(seed)
     done = {"reviews": 0, "streams": 0}
     broken: list[str] = []
