@@ -43,7 +43,7 @@ class Verdict:
 
     @property
     def text(self) -> str:
-        """All of it in one line: ``3 nodes: needs 32 units, best GPU has 20; 1 node: ...``."""
+        """All of it in one line: ``3 nodes: needs 32 units (8 GiB), best GPU has 20 (5 GiB); 1 node: ...``."""
         if self.problem:
             return self.problem
         if self.fits:

@@ -196,7 +196,7 @@ def _judge_slices(shape: Shape, slices: tuple[Part, ...], pool: list[GpuState]) 
         if large < part.request.gpus:
             largest = max(state.gpu.units for state in pool)
             if largest < units:
-                return Rejection(Reason.SMALL_GPUS, units, largest)
+                return Rejection(Reason.SMALL_GPUS, units, largest, unit=shape.unit)
             return Rejection(Reason.FEW_GPUS, part.request.gpus, large)
     together = shape.together and len(slices) > 1
     if together and not any(within(shape.total(s.gpu.units), capacity=s.gpu.units) for s in pool):
@@ -228,7 +228,7 @@ def _judge_part(shape: Shape, part: Part, pool: list[GpuState]) -> Rejection | N
         units = shape.units(part)
         best = max(free_units(state.held, capacity=state.gpu.units) for state in pool)
         if best < units:
-            return Rejection(Reason.UNITS, units, best)
+            return Rejection(Reason.UNITS, units, best, unit=shape.unit)
     else:
         percent = request.memory_percent or 0
         best = max(free_percent(state.held, capacity=state.gpu.units) for state in pool)

@@ -116,7 +116,8 @@ class ShapeRow:
         reason = by_code(int(self.code[row]))
         profiles = sorted(self.shape.instances)
         profile = profiles[int(self.profile[row])] if profiles else ""
-        return Rejection(reason, int(self.need[row]), int(self.have[row]), what(self.shape, reason, profile))
+        need, have, unit = int(self.need[row]), int(self.have[row]), self.shape.unit if reason.in_units else 0
+        return Rejection(reason, need, have, what(self.shape, reason, profile), unit)
 
     def _reasons(self) -> IntArray:
         """The reasons of all nodes, worked out for those that have changed since they were last asked for."""

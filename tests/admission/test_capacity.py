@@ -105,7 +105,7 @@ BOTH = {"big": inventory(*gpus(8, 80 * GI)), "small": inventory(*gpus(2, 16 * GI
             pod({T + "gpu": 1}, annotations={T + "guarantee": "kernel"}),
             "needs the memory guarantee kernel or a firmer one; largest slice 80Gi (NVIDIA A100-SXM4-80GB)",
         ),
-        (pod({T + "mig-1g.10gb": 1}), "needs 1 MIG instances of 1g.10gb, a node has 0"),
+        (pod({T + "mig-1g.10gb": 1}), "needs 1 MIG instance of 1g.10gb, a node has 0"),
         (pod({T + "gpu-memory": "1Gi"}, annotations={T + "gpu-uuids": "GPU-none"}), ""),
     ],
     ids=str,

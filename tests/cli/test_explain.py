@@ -49,7 +49,7 @@ async def test_a_pod_that_waits_for_room(cluster):
     said = {"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available: 1 needs 20 units."}
     cluster.pod("big", 20, conditions=[said])
     _, out, _ = await cluster.run("explain", "default/big")
-    assert "why      needs 20 units, best GPU has 10: n1" in out
+    assert "why      needs 20 units (5 GiB), best GPU has 10 (2.5 GiB): n1" in out
     assert "kube-scheduler says: 0/1 nodes are available: 1 needs 20 units." in out
     assert "next     The most that is free on one GPU now is 2560Mi (largest GPU: 22.5Gi)" in out.replace(
         "23040Mi", "22.5Gi"
@@ -62,7 +62,9 @@ async def test_a_pod_that_no_node_will_ever_take(cluster):
     code, out, _ = await cluster.run("explain", "huge", "-o", "json")
     found = json.loads(out)
     assert code == 0
-    assert found["whyNot"] == [{"reason": "needs 500 units, largest GPU has 90", "nodes": ["n1"], "never": True}]
+    assert found["whyNot"] == [
+        {"reason": "needs 500 units (125 GiB), largest GPU has 90 (22.5 GiB)", "nodes": ["n1"], "never": True}
+    ]
     assert found["next"] == ["No node will ever do, whoever leaves: change what it asks, or add such GPUs."]
 
 

@@ -66,7 +66,7 @@ def test_mig_instances_are_counted(cluster):
     asking = read([cluster.pod("asks", {N.mig("1g.5gb"): "2"})], LookedPod)[0]
     assert Capacity(nodes, [], Config()).judge(asking).fits == ("n1",)
     verdict = Capacity(nodes, pods, Config()).judge(asking)
-    assert "needs 2 MIG instances of 1g.5gb, 1 are free" in verdict.rejected
+    assert "needs 2 MIG instances of 1g.5gb, 1 is free" in verdict.rejected
 
 
 def test_what_makes_no_sense_is_a_problem(cluster):

@@ -24,7 +24,7 @@ def test_pods_that_wait_are_told_by_reason(only, cluster):
             for node in ("n1", "n2") for gpu in (A, B)]  # fmt: skip
     found = only("pod-waiting", pods=lambda trees: [*trees[:3], *big, *full])
     assert "7 pods (team/big-0, team/big-1, team/big-2, team/big-3, team/big-4 and 2 more) wait" in found.seen
-    assert "2 nodes: needs 88 units, best GPU has 10" in found.seen
+    assert "2 nodes: needs 88 units (22 GiB), best GPU has 10 (2.5 GiB)" in found.seen
     assert found.object == "pod/team/big-6"
 
 

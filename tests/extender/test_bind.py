@@ -100,7 +100,7 @@ async def test_a_slot_that_was_taken_meanwhile_is_made_up_for(rig):
     for made in pods:
         assert (await rig.filter(made))["NodeNames"] == ["n1"]
     errors = [await rig.bind(made, "n1") for made in pods]
-    assert errors == ["", "", "node n1: needs 40 units, best GPU has 24"]
+    assert errors == ["", "", "node n1: needs 40 units (10 GiB), best GPU has 24 (6 GiB)"]
     assert held(rig) == {1: 40, 2: 40}
 
 

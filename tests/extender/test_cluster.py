@@ -222,7 +222,7 @@ async def test_nothing_is_decided_before_the_caches_are_full(rig, pod):
 async def test_gpus_that_are_full_of_what_was_not_planned_take_nothing(rig, pod):
     await bound(rig, "whole", units=None, whole=True, annotations={})
     answer = await rig.filter(pod("q", units=1), "n1")
-    assert answer["FailedNodes"] == {"n1": "needs 1 units, best GPU has 0"}
+    assert answer["FailedNodes"] == {"n1": "needs 1 unit (256 MiB), best GPU has 0"}
 
 
 @pytest.mark.usefixtures("one_node")
@@ -271,7 +271,9 @@ async def test_a_pod_that_failed_before_its_containers_ran_frees_at_once(rig):
 async def test_foreign_use_is_not_offered(rig, pod, inventory):
     rig.put_node("n1", inventory=inventory(64, held=40), allocatable={NAMES.memory_units: "64"})
     await rig.caught_up()
-    assert (await rig.filter(pod("q", units=25), "n1"))["FailedNodes"] == {"n1": "needs 25 units, best GPU has 24"}
+    assert (await rig.filter(pod("q", units=25), "n1"))["FailedNodes"] == {
+        "n1": "needs 25 units (6.25 GiB), best GPU has 24 (6 GiB)"
+    }
     assert (await rig.filter(pod("q", units=24), "n1"))["NodeNames"] == ["n1"]
     assert (await rig.filter(pod("q", whole=True), "n1"))["NodeNames"] == []
     rig.put_node("n1", inventory=inventory(64), allocatable={NAMES.memory_units: "64"})

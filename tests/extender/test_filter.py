@@ -56,12 +56,12 @@ async def test_every_name_has_its_reason_where_none_fits(rig, pod, inventory):
         "cordoned": "node is cordoned",
         "broken": "node's GPU inventory can't be read",
         "silent": "node's GPU inventory can't be read",
-        "full": "needs 32 units, best GPU has 20",
-        "sick": "needs 1 healthy GPUs, 0 are",
+        "full": "needs 32 units (8 GiB), best GPU has 20 (5 GiB)",
+        "sick": "needs 1 healthy GPU, node has 0",
         "nowhere": "node is not known to the extender yet",
     }
     assert answer["FailedAndUnresolvableNodes"] == {
-        "small": "needs 32 units, largest GPU has 16",
+        "small": "needs 32 units (8 GiB), largest GPU has 16 (4 GiB)",
         "none": "no GPU",
         "other-unit": "node counts GPU memory in units of another size",
     }

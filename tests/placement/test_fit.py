@@ -58,13 +58,13 @@ def test_ties_go_to_the_first_gpu(gpu, ask, decide):
 @pytest.mark.parametrize(
     "case",
     [
-        ({"units": 32}, Holding(units=44), "needs 32 units, best GPU has 20"),
+        ({"units": 32}, Holding(units=44), "needs 32 units (8 GiB), best GPU has 20 (5 GiB)"),
         ({"percent": 50}, Holding(percent=60, percent_units=38), "needs 50 % of memory, best GPU has 40 %"),
         ({"units": 1, "compute": 30}, Holding(units=1, compute=90), "needs 30 % of compute, best GPU has 10 %"),
-        ({"whole": True}, Holding(units=1), "needs 1 whole GPUs, 0 are free"),
-        ({"units": 65}, NOTHING, "needs 65 units, largest GPU has 64"),
+        ({"whole": True}, Holding(units=1), "needs 1 whole GPU, 0 are free"),
+        ({"units": 65}, NOTHING, "needs 65 units (16.25 GiB), largest GPU has 64 (16 GiB)"),
         ({"units": 1, "gpus": 2}, NOTHING, "needs 2 such GPUs, node has 1"),
-        ({"mig": "1g.10gb"}, NOTHING, "needs 1 MIG instances of 1g.10gb, node has 0"),
+        ({"mig": "1g.10gb"}, NOTHING, "needs 1 MIG instance of 1g.10gb, node has 0"),
     ],
 )
 def test_what_is_missing_is_said_in_numbers(gpu, ask, decide, case):
@@ -223,7 +223,7 @@ def test_mig_instances_are_given_by_id(gpu, ask, decide):
     assert [(int(p.gpu, 16), p.instance) for p in found["a"]] == [(2, "g0"), (1, "g0")]
     assert on(found, "b") == [3]
     taken = decide([ask(mig="2g.20gb")], states)
-    assert (taken.text, taken.reason.never) == ("needs 1 MIG instances of 2g.20gb, 0 are free", False)
+    assert (taken.text, taken.reason.never) == ("needs 1 MIG instance of 2g.20gb, 0 are free", False)
 
 
 def test_a_plus_in_a_profile_is_a_dot_in_its_ticket(gpu, ask, decide):

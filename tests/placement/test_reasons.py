@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
+from tessera.model.names import MEMORY_UNIT
 from tessera.placement.reasons import REASONS, Reason, Rejection, by_code
 from tessera.placement.topology import Budget, groups, possible
 
@@ -17,7 +20,36 @@ def test_slugs_texts_and_codes_are_distinct():
 
 def test_a_text_holds_its_numbers():
     assert Rejection(Reason.UNITS, 32, 20).text == "needs 32 units, best GPU has 20"
-    assert Rejection(Reason.MIG_TAKEN, 2, 1, "1g.10gb").text == "needs 2 MIG instances of 1g.10gb, 1 are free"
+    assert Rejection(Reason.MIG_TAKEN, 2, 1, "1g.10gb").text == "needs 2 MIG instances of 1g.10gb, 1 is free"
+
+
+@pytest.mark.parametrize(
+    ("rejection", "expected"),
+    [
+        (Rejection(Reason.UNITS, 32, 20, unit=MEMORY_UNIT), "needs 32 units (8 GiB), best GPU has 20 (5 GiB)"),
+        (Rejection(Reason.UNITS, 1, 0, unit=MEMORY_UNIT), "needs 1 unit (256 MiB), best GPU has 0"),
+        (
+            Rejection(Reason.SMALL_GPUS, 91, 3, unit=MEMORY_UNIT),
+            "needs 91 units (22.75 GiB), largest GPU has 3 (768 MiB)",
+        ),
+        (Rejection(Reason.SMALL_GPUS, 7, 5, unit=100 << 20), "needs 7 units (700 MiB), largest GPU has 5 (500 MiB)"),
+    ],
+)
+def test_units_are_told_as_a_size_too(rejection, expected):
+    assert rejection.text == expected
+
+
+@pytest.mark.parametrize("reason", [reason for reason in Reason if "{need}" in reason.template])
+def test_one_of_a_thing_is_said_in_the_singular(reason):
+    one, none = Rejection(reason, 1, 0, "x").text, Rejection(reason, 1, 1, "x").text
+    assert not re.search(r"\b1 (\w+ )?(GPUs|units|instances)\b|\b1 (are|have)\b", f"{one}; {none}")
+    two = Rejection(reason, 2, 0, "x").text
+    assert not re.search(r"\b2 (\w+ )?(GPU|unit|instance)\b|\b0 (is|has)\b", two)
+
+
+def test_texts_are_short_enough_for_an_event_of_many():
+    longest = max(len(Rejection(reason, 1000, 999, "x" * 20, MEMORY_UNIT).text) for reason in Reason)
+    assert longest <= 90
 
 
 def test_braces_in_a_users_text_are_just_text():
