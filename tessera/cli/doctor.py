@@ -30,6 +30,7 @@ from tessera.doctor.checks import CHECKS
 from tessera.doctor.finding import COULD_NOT_LOOK, Examination, Finding, Outcome, counted
 from tessera.kube.clock import SystemClock
 from tessera.model.errors import TesseraError
+from tessera.report.plaintext import short
 
 _MARKS: Final = {
     "error": ("ERROR", "bold red"),
@@ -114,7 +115,7 @@ def chosen(only: str) -> tuple[Check, ...]:
     for name in sorted(wanted - known):
         near = difflib.get_close_matches(name[:_LONGEST_NAME], known, n=1)
         hint = f"is {near[0]} meant?" if near else "tessera doctor --list tells them"
-        raise UnknownCheckError(f"there is no check {name[:_LONGEST_NAME]}; {hint}")
+        raise UnknownCheckError(f"there is no check {short(name, _LONGEST_NAME)}; {hint}")
     return tuple(check for check in CHECKS if not wanted or check.id in wanted)
 
 

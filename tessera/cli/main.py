@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from tessera.daemon.flags import variable_of
 from tessera.model.errors import TesseraError
+from tessera.report.plaintext import plain
 
 COMMANDS: Final = MappingProxyType(
     {
@@ -159,7 +160,7 @@ def _told(error: TesseraError | OSError) -> str:
 
 
 def _say(text: str, code: int) -> int:
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(plain(text) + "\n")
     return code
 
 

@@ -26,6 +26,7 @@ from tessera.model.config import Config
 from tessera.model.errors import ConfigError, TesseraError
 from tessera.model.names import Names
 from tessera.model.request import PodRequest
+from tessera.report.plaintext import plain, plain_json
 from webhook.admission.mutate import Mutator
 from webhook.admission.validate import Validator
 
@@ -171,11 +172,11 @@ class _Show:
         """Write what is said of one object; its templates are changed."""
         if self._output == "json":
             for verdict in verdicts:
-                sys.stdout.write(msgspec.json.encode(verdict).decode() + "\n")
+                sys.stdout.write(plain_json(msgspec.json.encode(verdict).decode()) + "\n")
             return
         title = f"{manifest.kind} {manifest.name}"
         for template, verdict in zip(there, verdicts, strict=True):
-            where = _printable(f"{title} {template.path}".rstrip())
+            where = f"{title} {template.path}".rstrip()
             if not verdict.allowed:
                 _complain(f"{where}: denied: {verdict.message}")
             for warning in verdict.warnings:
@@ -198,7 +199,7 @@ class _Show:
                 template.settle()
         after = dump(manifest.value)
         if self._output == "diff":
-            for line in diff(before, after, title=_printable(title), colour=self._colour):
+            for line in diff(before, after, title=plain(title), colour=self._colour):
                 sys.stdout.write(line + "\n")
         else:
             sys.stdout.write(("---\n" if self._shown else "") + after)
@@ -218,18 +219,13 @@ def _untouched(pod: Object, names: Names) -> str:
 
 def _patch(patch: list[Object]) -> str:
     """A patch as JSON with one operation per line."""
-    lines = ",\n ".join(msgspec.json.encode(operation).decode() for operation in patch)
+    lines = ",\n ".join(plain_json(msgspec.json.encode(operation).decode()) for operation in patch)
     return f"[{lines}]\n"
 
 
 def _complain(text: str) -> int:
-    sys.stderr.write(_printable(text) + "\n")
+    sys.stderr.write(plain(text) + "\n")
     return UNREADABLE
-
-
-def _printable(text: str) -> str:
-    """What a manifest holds may be meant for a terminal's eyes: no control character gets there."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def _colour() -> bool:

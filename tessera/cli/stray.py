@@ -12,6 +12,7 @@ from typing import Final
 from tessera.cli.yamlreader import Object
 from tessera.model.names import Names
 from tessera.model.strict import nearest
+from tessera.report.plaintext import short
 
 MOST: Final = 10
 """Warnings of one template; whoever has made more mistakes has made the same one again."""
@@ -28,7 +29,7 @@ def stray(pod: Object, names: Names) -> tuple[str, ...]:
     resources = (*names.asks, *names.tickets)
     annotations = _annotations(names)
     found = [
-        _said(f'container "{container[:_LONGEST]}": ', name, "resource", names.domain, resources)
+        _said(f'container "{short(container, _LONGEST)}": ', name, "resource", names.domain, resources)
         for container, name in dict.fromkeys(resources_of(pod))
         if name.startswith(f"{names.domain}/") and name not in names.asks and not names.is_ticket(name)
     ]
@@ -49,8 +50,8 @@ def _annotations(names: Names) -> tuple[str, ...]:
 
 
 def _said(where: str, name: str, what: str, domain: str, valid: tuple[str, ...]) -> str:
-    short = nearest(name.removeprefix(f"{domain}/"), (each.removeprefix(f"{domain}/") for each in valid))
-    return f"{where}{name[:_LONGEST]} is no {what} of Tessera's{short}"
+    meant = nearest(name.removeprefix(f"{domain}/"), (each.removeprefix(f"{domain}/") for each in valid))
+    return f"{where}{short(name, _LONGEST)} is no {what} of Tessera's{meant}"
 
 
 def resources_of(pod: Object) -> Iterator[tuple[str, str]]:

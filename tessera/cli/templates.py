@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tessera.cli.yamlreader import DEEPEST, Object
+from tessera.report.plaintext import short
 from webhook.admission.patch import Json
 
 _GROUPS: Final = frozenset({"", "apps", "batch", "extensions"})
@@ -95,7 +96,7 @@ def _own(value: Object, kind: str) -> Template:
 
 
 def _name(value: Json) -> str:
-    return "missing" if value is None else "a list" if isinstance(value, list) else f"{value!r:.40}"
+    return "missing" if value is None else "a list" if isinstance(value, list) else short(repr(value), 40)
 
 
 def _find(value: Json, path: str, kind: str, depth: int, *, named: bool = False) -> Iterator[Template]:

@@ -18,6 +18,7 @@ from typing import Final, NoReturn
 import yaml
 
 from tessera.model.errors import TesseraError
+from tessera.report.plaintext import short
 from webhook.admission.patch import Json
 
 DEEPEST: Final = 100
@@ -359,7 +360,7 @@ def _code(error: yaml.reader.ReaderError) -> int:
 
 
 def _cut(text: str) -> str:
-    return repr(text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…")
+    return repr(short(text, _SHOWN))
 
 
 _LOADER: Final[type[yaml.SafeLoader]] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -13,6 +13,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 from tessera.model.quantity import gib
 from tessera.report.cluster import ClusterView, GpuView, NodeView
+from tessera.report.plaintext import short
 
 TILE_WIDTH: Final = 168
 TILE_HEIGHT: Final = 62
@@ -145,8 +146,4 @@ def _draw_gpu(body: list[str], gpu: GpuView, unit: int, x: int, y: int) -> None:
     wide = inner * min(100, gpu.held_compute) / 100
     body.append(f'<rect x="{x + 2}" y="{y + 39}" width="{wide:.1f}" height="5" fill="#23303b"/>')
     name = f"{gpu.index} · {gpu.model.removeprefix('NVIDIA ')}"
-    body.append(f'<text class="g" x="{x + 5}" y="{y + 56}">{escape(_short(name, 24))}{escape(health)}</text></g>')
-
-
-def _short(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+    body.append(f'<text class="g" x="{x + 5}" y="{y + 56}">{escape(short(name, 24))}{escape(health)}</text></g>')

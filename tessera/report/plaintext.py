@@ -11,15 +11,28 @@ from typing import Final
 
 LONGEST: Final = 2000
 """Characters of one text that are shown; an API server's message may hold a whole object."""
+LONGEST_WORD: Final = 340
+"""Characters of one word of it: the longest name that Kubernetes takes, an annotation's of 253 + 1 + 63, in quotes."""
+_READ: Final = 20
+"""Times the longest that is shown, for what is cut from words."""
+
+
+def short(text: str, longest: int) -> str:
+    """A text of so many characters at most; what is cut ends in a mark.
+
+    >>> short("abcdef", 4)
+    'abc…'
+    """
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def plain(text: str, *, longest: int = LONGEST) -> str:
-    r"""One line of a text as it may be printed.
+    r"""One line of a text as it may be printed; words longer than any name are cut, so that the rest can be read.
 
     >>> plain("a\n\x1b[2Jb")
     'a \\x1b[2Jb'
     """
-    line = " ".join(text.split()) if len(text) <= longest else " ".join(text[:longest].split()) + "…"
+    line = short(" ".join(short(word, LONGEST_WORD) for word in text[: _READ * longest].split()), longest)
     return line if line.isprintable() else "".join(map(_shown, line))
 
 
