@@ -27,6 +27,7 @@ from tessera.cli.terminal import (
 from tessera.doctor.check import Check
 from tessera.doctor.check import examine as judge
 from tessera.doctor.checks import CHECKS
+from tessera.doctor.evidence import Read
 from tessera.doctor.finding import COULD_NOT_LOOK, Examination, Finding, Outcome, counted
 from tessera.kube.clock import SystemClock
 from tessera.model.errors import TesseraError
@@ -89,18 +90,17 @@ def run(arguments: argparse.Namespace) -> int:
 async def _examine(arguments: argparse.Namespace) -> Examination:
     clock = SystemClock()
     checks = chosen(arguments.only)
-    # Nobody who asks for other checks expects a pod to be made, if only as a dry run.
-    probing = not arguments.no_probe and any(check.id == "webhook-answers" for check in checks)
     where = Where(
         namespace=arguments.system_namespace,
         secret=arguments.certificate_secret,
         config=from_file(arguments.config).config if arguments.config else None,
-        probe=arguments.probe_namespace if probing else None,
+        probe=None if arguments.no_probe else arguments.probe_namespace,
     )
     with Progress() as progress:
         async with client(arguments.kubeconfig, clock) as api:
             looker = Looker(api, tell=progress, timeout=float(arguments.timeout))
-            evidence = await examine(api, where, looker=looker, clock=clock)
+            reads = frozenset[Read]().union(*(check.reads for check in checks))
+            evidence = await examine(api, where, reads, looker=looker, clock=clock)
     return judge(checks, evidence)
 
 

@@ -1,11 +1,12 @@
-"""Everything that doctor needs of a cluster, read at once: lists, the webhook's certificate, and one dry run."""
+"""What doctor's checks need of a cluster, and no more, read at once: lists, the webhook's certificate, and one dry run."""
 
 from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -14,7 +15,7 @@ from tessera.cli.measuring import ask_parts
 from tessera.deploy.policies import denials, policies
 from tessera.dialects.registry import OPTIONS
 from tessera.doctor import objects
-from tessera.doctor.evidence import Evidence, Judge, Look, PartSaid, Probe, Settings
+from tessera.doctor.evidence import Evidence, Judge, Look, PartSaid, Probe, Read, Settings
 from tessera.doctor.settings import settings
 from tessera.doctor.webhooks import PROBE_MEMORY, services
 from tessera.kube import resources
@@ -26,6 +27,8 @@ from tessera.model.errors import TesseraError
 from tessera.model.names import Names
 from tessera.model.pod import Manifest
 from tessera.report.plaintext import plain
+
+T = TypeVar("T")
 
 _WEBHOOK: Final = re.compile(r'webhook "([^"]{1,253})"')
 
@@ -47,27 +50,36 @@ class Where:
     probe: str | None = None
 
 
-async def examine(client: ApiClient, where: Where, *, looker: Looker, clock: Clock) -> Evidence:
-    """Read it all.
+async def examine(
+    client: ApiClient, where: Where, reads: Collection[Read], *, looker: Looker, clock: Clock
+) -> Evidence:
+    """Read what is wanted, and what leads to it; the rest of the evidence stays empty.
 
     Raises:
         KubeError: the API server can't be reached, or doesn't know us.
     """
     version = await _version(client)
-    maps = await _config_maps(looker, where.namespace)
     given = where.config
+    wanted = _leading_to(reads, config=given is None)
+    maps = await _config_maps(looker, where.namespace) if "config_maps" in wanted else Look()
+
+    async def listed(what: Read, resource: resources.Resource, kind: type[T]) -> Look[tuple[T, ...]]:
+        return await looker.all(resource, kind) if what in wanted else Look()
+
     found = Settings(given, "--config") if given else settings(maps.value or (), where.namespace, dialects=OPTIONS)
     async with asyncio.TaskGroup() as group:
-        nodes = group.create_task(looker.all(resources.NODES, objects.LookedNode))
-        pods = group.create_task(looker.all(resources.PODS, objects.LookedPod))
-        namespaces = group.create_task(looker.all(resources.NAMESPACES, objects.Namespace))
-        mutating = group.create_task(looker.all(resources.MUTATING_WEBHOOKS, objects.WebhookConfiguration))
-        validating = group.create_task(looker.all(resources.VALIDATING_WEBHOOKS, objects.WebhookConfiguration))
-        guard = group.create_task(looker.all(resources.ADMISSION_POLICIES, objects.Policy))
-        bindings = group.create_task(looker.all(resources.ADMISSION_POLICY_BINDINGS, objects.Policy))
-        classes = group.create_task(looker.all(resources.RUNTIME_CLASSES, objects.RuntimeClass))
-        quotas = group.create_task(looker.all(resources.RESOURCE_QUOTAS, objects.ResourceQuota))
-        probe = group.create_task(_probe(client, where.probe, found.names))
+        nodes = group.create_task(listed("nodes", resources.NODES, objects.LookedNode))
+        pods = group.create_task(listed("pods", resources.PODS, objects.LookedPod))
+        namespaces = group.create_task(listed("namespaces", resources.NAMESPACES, objects.Namespace))
+        mutating = group.create_task(listed("mutating", resources.MUTATING_WEBHOOKS, objects.WebhookConfiguration))
+        validating = group.create_task(
+            listed("validating", resources.VALIDATING_WEBHOOKS, objects.WebhookConfiguration)
+        )
+        guard = group.create_task(listed("policies", resources.ADMISSION_POLICIES, objects.Policy))
+        bindings = group.create_task(listed("bindings", resources.ADMISSION_POLICY_BINDINGS, objects.Policy))
+        classes = group.create_task(listed("runtime_classes", resources.RUNTIME_CLASSES, objects.RuntimeClass))
+        quotas = group.create_task(listed("quotas", resources.RESOURCE_QUOTAS, objects.ResourceQuota))
+        probe = group.create_task(_probe(client, where.probe, found.names)) if "probe" in wanted else None
     evidence = Evidence(
         now=clock.wall(),
         settings=found,
@@ -80,16 +92,35 @@ async def examine(client: ApiClient, where: Where, *, looker: Looker, clock: Clo
         validating=validating.result(),
         policies=guard.result(),
         bindings=bindings.result(),
-        expected_policies=expected(found.config, where.namespace),
+        expected_policies=expected(found.config, where.namespace) if "policies" in wanted else Look(),
         guard=Look(judging(found.config, where.namespace)),
         config_maps=maps,
         runtime_classes=classes.result(),
         quotas=quotas.result(),
-        probe=probe.result(),
+        probe=probe.result() if probe is not None else Look(),
         unreadable=looker.unreadable,
     )
-    evidence = replace(evidence, said=await _said(client, evidence))
-    return await _with_services(evidence, where, looker)
+    if "said" in wanted:
+        evidence = replace(evidence, said=await _said(client, evidence))
+    if "certificates" in wanted:
+        evidence = replace(evidence, certificates=await _certificates(evidence, where, looker))
+    if "endpoints" in wanted:
+        evidence = replace(evidence, endpoints=await _endpoints(evidence, looker))
+    return evidence
+
+
+def _leading_to(reads: Collection[Read], *, config: bool) -> frozenset[Read]:
+    """What has to be read for these; `config`: it is the cluster's."""
+    wanted = set(reads)
+    if wanted & {"certificates", "endpoints"}:
+        wanted |= {"config", "mutating", "validating"}
+    if "probe" in wanted:
+        wanted.add("config")
+    if "said" in wanted:
+        wanted.add("pods")
+    if "config" in wanted and config:
+        wanted.add("config_maps")
+    return frozenset(wanted)
 
 
 async def _said(client: ApiClient, evidence: Evidence) -> Look[dict[str, PartSaid]]:
@@ -119,14 +150,19 @@ async def _config_maps(looker: Looker, namespace: str) -> Look[tuple[objects.Con
     return Look(read)
 
 
-async def _with_services(evidence: Evidence, where: Where, looker: Looker) -> Evidence:
-    """Add what depends on the Services that the webhooks are called by."""
-    called = services(evidence)
-    spaces = tuple(dict.fromkeys(namespace for namespace, _ in called)) or (where.namespace,)
+async def _certificates(evidence: Evidence, where: Where, looker: Looker) -> Look[dict[str, objects.Secret]]:
+    """The webhook's Secret, in the namespaces of the Services that webhooks of ours are called by."""
+    spaces = tuple(dict.fromkeys(namespace for namespace, _ in services(evidence))) or (where.namespace,)
     secrets = await asyncio.gather(
         *(looker.one(resources.SECRETS, objects.Secret, where.secret, namespace=each) for each in spaces)
     )
     kept = {f"{each}/{where.secret}": look.value for each, look in zip(spaces, secrets, strict=True) if look.value}
+    return Look(kept) if kept else Look(problem=secrets[0].problem)
+
+
+async def _endpoints(evidence: Evidence, looker: Looker) -> Look[dict[str, tuple[objects.EndpointSlice, ...]]]:
+    """The endpoints of these Services."""
+    called = services(evidence)
     slices = await asyncio.gather(
         *(
             looker.all(
@@ -137,12 +173,9 @@ async def _with_services(evidence: Evidence, where: Where, looker: Looker) -> Ev
         )
     )  # fmt: skip
     trouble = next((look.problem for look in slices if look.value is None), "")
-    ends = {f"{space}/{name}": look.value or () for (space, name), look in zip(called, slices, strict=True)}
-    return replace(
-        evidence,
-        certificates=Look(kept) if kept else Look(problem=secrets[0].problem),
-        endpoints=Look(problem=trouble) if trouble else Look(ends),
-    )
+    if trouble:
+        return Look(problem=trouble)
+    return Look({f"{space}/{name}": look.value or () for (space, name), look in zip(called, slices, strict=True)})
 
 
 async def _probe(client: ApiClient, namespace: str | None, names: Names) -> Look[Probe]:

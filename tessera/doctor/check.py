@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tessera.doctor.evidence import Evidence, NotLookedError
+from tessera.doctor.evidence import Evidence, NotLookedError, Read
 from tessera.doctor.finding import Examination, Finding, Outcome, examination, outcome
 
 
@@ -26,11 +26,13 @@ class Check:
         id: stable; docs/doctor.md has an entry for it.
         title: what it looks for.
         run: looks; raises `NotLookedError` where what it needs could not be read.
+        reads: all that it looks at; where other checks are not asked for, nothing else is read.
     """
 
     id: str
     title: str
     run: Callable[[Evidence], Seen]
+    reads: frozenset[Read] = frozenset()
 
 
 def examine(checks: Iterable[Check], evidence: Evidence) -> Examination:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Literal, TypeVar
+from typing import Final, Generic, Literal, TypeVar
 
 from tessera.doctor.objects import (
     ConfigMap,
@@ -29,6 +29,18 @@ T = TypeVar("T")
 
 Judge = Callable[[Manifest, bool], Sequence[tuple[str, str]]]
 """What the guard would say against the creation of a pod, by policy; the second argument: it asks for a GPU of ours."""
+
+
+Read = Literal[
+    "config", "version", "nodes", "pods", "namespaces", "mutating", "validating", "policies", "bindings", "config_maps",
+    "certificates", "endpoints", "runtime_classes", "quotas", "probe", "said",
+]  # fmt: skip
+"""What can be read of a cluster: fields of `Evidence`, and ``config``, which `Evidence.settings` comes from. What is worked
+out from others (`Evidence.guard` from the config, `Evidence.expected_policies` beside the policies) has no name here."""
+LISTS: Final[frozenset[Read]] = frozenset(
+    {"nodes", "pods", "namespaces", "mutating", "validating", "policies", "bindings", "config_maps", "endpoints",
+     "runtime_classes", "quotas"}
+)  # fmt: skip
 
 
 class NotLookedError(TesseraError):

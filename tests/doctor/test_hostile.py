@@ -134,7 +134,8 @@ def test_plain_text_holds_no_control(text):
         ("\u202egnp.exe", "\\u202egnp.exe"),
         ("\x9b2J", "\\x9b2J"),
         ("日本 Ü", "日本 Ü"),
-        ("x" * 3000, "x" * 2000 + "…"),
+        ("x" * 3000, "x" * 339 + "…"),
+        ("x " * 3000, "x " * 999 + "x…"),
     ],
 )
 def test_plain(text, shown):
