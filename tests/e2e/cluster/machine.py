@@ -26,6 +26,7 @@ NEEDED = {
     "/usr/bin/nsenter": "util-linux",
     "/usr/sbin/ip": "iproute2",
     str(BUSYBOX): "busybox-static",
+    "/usr/bin/faketime": "faketime",
 }
 
 # A package asks this program before it starts a daemon; 101 forbids it.

@@ -181,7 +181,7 @@ class Product:
     @contextmanager
     def no_scheduler(self) -> Iterator[None]:
         """Let nobody schedule pods that ask for GPUs; everything is as it was afterwards."""
-        self._scale_scheduler(0)
+        self.scale_scheduler(0)
         until("no scheduler of ours is left", lambda: not self.pods(SCHEDULER), seconds=60)
         try:
             yield
@@ -199,10 +199,11 @@ class Product:
 
     def own_scheduler(self) -> None:
         """Have our scheduler run, with its extender."""
-        self._scale_scheduler(2)
+        self.scale_scheduler(2)
         self.wait_rolled(SCHEDULER)
 
-    def _scale_scheduler(self, replicas: int) -> None:
+    def scale_scheduler(self, replicas: int) -> None:
+        """Have so many replicas of our scheduler; return at once."""
         self.cluster.kubectl("-n", NAMESPACE, "scale", "deployment/tessera-scheduler", f"--replicas={replicas}")
 
     # What can be seen.
@@ -226,6 +227,15 @@ class Product:
     def processes(self, part: str) -> list[int]:
         """The first process of each pod's container."""
         return [min(truth.processes_of(self.cluster, _container_id(each, part))) for each in self.pods(part)]
+
+    def restarts(self) -> dict[str, int]:
+        """By pod and container of ours, how often it was started again."""
+        found = self.cluster.api.get(PODS)["items"]
+        return {
+            f"{pod['metadata']['name']}/{each['name']}": each["restartCount"]
+            for pod in found
+            for each in pod["status"].get("containerStatuses", [])
+        }
 
     def container(self, part: str) -> str:
         """The ID of a part's container; of two replicas, that of the one which leads or comes first."""

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cluster import Cluster
+from cluster.processes import until
 
 from product import truth
 from product.names import DRIFT, PLAN
@@ -40,6 +41,23 @@ class Space:
         """Create pods at the same instant, as controllers do."""
         with ThreadPoolExecutor(AT_ONCE) as threads:
             list(threads.map(self.create, pods))
+
+    def insist(self, *pods: Pod) -> None:
+        """Create pods at the same instant as controllers do, which try again where no webhook could be reached.
+
+        The address of a replica that died goes out of its Service seconds later, when its kubelet has noticed.
+        """
+
+        def create(pod: Pod) -> None:
+            def created() -> bool:
+                status, body = self.api.raw("POST", self.path, pod)
+                assert status == 201 or (status == 500 and b"failed calling webhook" in body), body
+                return status == 201
+
+            until(f"{pod['metadata']['name']} is created", created, seconds=30)
+
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            list(threads.map(create, pods))
 
     def run(self, *pods: Pod, seconds: float = 60) -> list[Pod]:
         """Create pods and wait until they are ready."""

@@ -76,7 +76,10 @@ class Churn:
         return rng.choice(shapes)()
 
     def burst(self, meanwhile: Callable[[], None]) -> None:
-        """Delete all but some, create 40 at the same instants, let something happen in their midst."""
+        """Delete all but some, create 40 at the same instants, let something happen in their midst.
+
+        A webhook that was killed is the one thing here that a client notices, as an error that says so.
+        """
         going = self.rng.sample(self.living, max(0, len(self.living) - KEPT))
         staying = [name for name in self.living if name not in going]
         fresh = [self.pod() for _ in range(BURST)]
@@ -87,7 +90,7 @@ class Churn:
             self.space.delete_at_once(*going)
             self.space.create_at_once(*fresh[: BURST // 2])
             meanwhile()
-            self.space.create_at_once(*fresh[BURST // 2 :])
+            self.space.insist(*fresh[BURST // 2 :])
             self.space.running(*names, seconds=120)
             assert {each["metadata"]["name"] for each in self.space.just(least=BURST)} == {*staying, *names}
         self.space.nobody_was_refused(*names)

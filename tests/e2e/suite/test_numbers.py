@@ -9,6 +9,7 @@ from __future__ import annotations
 from product import measure, pods
 from product.installed import EXTENDER, NODE, SCHEDULER, WEBHOOK
 from product.nodes import FakeNode, FakeNodes, elsewhere
+from product.schedulers import one_with_extender, one_without_extender
 from product.space import is_planned, is_running, is_unschedulable
 from product.watching import Watching
 
@@ -77,10 +78,11 @@ def test_pods_bound_per_second_with_the_extender_and_without(space, product):
     """The same 400 pods on the same 50 nodes of 4 GPUs, which open when all of them wait."""
     rates = {}
     with FakeNodes(space.cluster, [FakeNode(f"f{number:02}") for number in range(NODES)]) as nodes:
-        rates["with"] = bound_per_second(space, nodes, "with")
-        assert all(is_planned(each) for each in space.all())
-        cleared(space)
-        with product.no_extender():
+        with one_with_extender(product):
+            rates["with"] = bound_per_second(space, nodes, "with")
+            assert all(is_planned(each) for each in space.all())
+            cleared(space)
+        with one_without_extender(product):
             rates["without"] = bound_per_second(space, nodes, "without")
             cleared(space)
     ratio = rates["with"] / rates["without"]
