@@ -21,6 +21,7 @@ from typing import Final, NoReturn
 
 from deviceplugin.errors import MpsError
 from deviceplugin.isolation.mps import SHM
+from deviceplugin.processes import PROC
 from tessera.kube.clock import Clock
 
 _log = logging.getLogger(__name__)
@@ -41,7 +42,16 @@ _MOST_SERVERS: Final = 64
 class MpsDaemon:
     """One folder's daemon."""
 
-    def __init__(self, folder: str, program: str, *, clock: Clock, environ: Mapping[str, str], shm: str = SHM) -> None:
+    def __init__(
+        self,
+        folder: str,
+        program: str,
+        *,
+        clock: Clock,
+        environ: Mapping[str, str],
+        shm: str = SHM,
+        proc: str = PROC,
+    ) -> None:
         """Look at nothing yet.
 
         Args:
@@ -50,6 +60,7 @@ class MpsDaemon:
             clock: paces.
             environ: what the program is started with, beside its folders.
             shm: where our own /dev/shm is.
+            proc: where processes are looked at.
         """
         self.pipes = os.path.join(folder, "pipe")
         self.shared = os.path.join(folder, "shm")
@@ -57,6 +68,7 @@ class MpsDaemon:
         self._program = program
         self._clock = clock
         self._shm = shm
+        self._proc = proc
         self._environ = {
             **environ,
             "CUDA_MPS_PIPE_DIRECTORY": self.pipes,
@@ -75,7 +87,7 @@ class MpsDaemon:
         self._subscribers.append(callback)
 
     def on_lost(self, callback: Callable[[], None]) -> None:
-        """Call back when a daemon that answered has ended, and its clients' contexts with it."""
+        """Call back when it is proven that a daemon that answered has ended, and its clients' contexts with it."""
         self._lost.append(callback)
 
     async def look(self) -> bool:
@@ -91,26 +103,37 @@ class MpsDaemon:
             limits: by NVML's index, the bytes that all slices of a GPU may come to: no client may have more.
         """
         wait = FIRST_WAIT
+        doubt = False
         while True:
             try:
                 self._make_folders()
-                pid = self._pid() if await self._silence() is None else await self._start()
+                if await self._silence() is None:
+                    pid = self._pid()
+                else:
+                    pid = await self._start()
+                    if doubt:
+                        # Another could start only because the one that had answered is gone.
+                        self._tell_lost()
+                doubt = False
                 for index, size in sorted(limits().items()):
                     await self._ask(f"set_default_device_pinned_mem_limit {index} {size >> 20}M")
                 self._become(None)
                 wait = FIRST_WAIT
-                await self._watch(pid)
-                self._become(
-                    "the MPS daemon has ended, and with it what its clients had on the GPUs; it is started again"
-                )
-                for callback in self._lost:
-                    callback()
+                if await self._watch(pid):
+                    self._tell_lost()
+                else:
+                    doubt = True
             except MpsError as error:
                 self._become(str(error))
             await self._clock.sleep(wait)
             wait = min(LONGEST_WAIT, 2 * wait)
 
     # The daemon.
+
+    def _tell_lost(self) -> None:
+        self._become("the MPS daemon has ended, and with it what its clients had on the GPUs; it is started again")
+        for callback in self._lost:
+            callback()
 
     async def _silence(self) -> str | None:
         """Why no daemon answers, None where one does."""
@@ -123,8 +146,9 @@ class MpsDaemon:
         except MpsError as error:
             return str(error)
         numbers = (int(word) for word in printed if word.isascii() and word.isdecimal() and len(word) < 10)
-        # A daemon in another PID namespace counts otherwise than we do.
-        self.servers = frozenset(filter(_is_daemon, numbers))
+        # A daemon in another PID namespace counts otherwise than we do. What can't be told now is as it was.
+        states = {number: self._is_mps(number) for number in numbers}
+        self.servers = frozenset(n for n, state in states.items() if state or (state is None and n in self.servers))
         return None
 
     def _unfit(self) -> str | None:
@@ -154,10 +178,17 @@ class MpsDaemon:
         reason = self._unfit()
         if reason is not None:
             raise MpsError(reason)
-        if hung := self._pid():
-            raise MpsError(
-                f"the MPS daemon ({hung}) runs and does not answer; its clients may go on, so it is left alone"
-            )
+        number = self._number()
+        match self._is_mps(number) if number else False:
+            case True:
+                raise MpsError(
+                    f"the MPS daemon ({number}) runs and does not answer; its clients may go on, so it is left alone"
+                )
+            case None:
+                raise MpsError(
+                    f"whether the MPS daemon ({number}) still runs can't be told, as {self._proc}/{number} can't be read; "
+                    "it does not answer, and no other is started beside it"
+                )
         try:
             pid = await asyncio.to_thread(_spawn, self._program, self._environ)
         except OSError as error:
@@ -175,6 +206,11 @@ class MpsDaemon:
 
     def _pid(self) -> int:
         """Of a daemon that somebody has started; 0 where that can't be told, as from another PID namespace."""
+        number = self._number()
+        return number if number and self._is_mps(number) else 0
+
+    def _number(self) -> int:
+        """What stands in the daemon's file, which may be of long ago; 0 where nothing does."""
         try:
             # Clients can write here, root in a container without ado: a FIFO or a link in its place must stop nobody.
             file = os.open(
@@ -186,17 +222,35 @@ class MpsDaemon:
                 os.close(file)
         except (OSError, ValueError):
             return 0
-        return pid if _is_daemon(pid) else 0
+        return max(0, pid)
 
-    async def _watch(self, pid: int) -> None:
-        """Return when the daemon has ended; one that hangs is only told of."""
+    def _is_mps(self, pid: int) -> bool | None:
+        """Whether a process is of MPS; None where that can't be told: only a process that isn't there is proven gone."""
+        try:
+            with open(os.path.join(self._proc, str(pid), "cmdline"), "rb") as file:
+                return b"nvidia-cuda-mps" in file.read(_LONGEST)
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        except OSError:
+            return None
+
+    async def _watch(self, pid: int) -> bool:
+        """Return when the daemon has ended; one that hangs is only told of.
+
+        Returns:
+            Whether its end is proven. Without a handle on its process we return when it doesn't answer, which proves nothing.
+        """
         with contextlib.ExitStack() as stack:
             ended = asyncio.Event()
+            process = -1
             if pid:
                 try:
                     process = os.pidfd_open(pid)
-                except OSError:
-                    return
+                except ProcessLookupError:
+                    return True
+                except OSError as error:
+                    _log.warning("the MPS daemon (%d) can't be watched by its process: %s", pid, error.strerror)
+            if process >= 0:
                 stack.callback(os.close, process)
                 loop = asyncio.get_running_loop()
                 loop.add_reader(process, ended.set)
@@ -207,9 +261,9 @@ class MpsDaemon:
                         await ended.wait()
                 if ended.is_set():
                     _ended(pid)
-                    return
-                if not await self.look() and not pid:
-                    return
+                    return True
+                if not await self.look() and process < 0:
+                    return False
 
     async def _ask(self, command: str) -> str:
         """One command's answer.
@@ -280,15 +334,6 @@ def _spawn(program: str, environ: Mapping[str, str]) -> int:
     with open(os.devnull, "r+b") as nothing:
         actions = [(os.POSIX_SPAWN_DUP2, nothing.fileno(), number) for number in (0, 1, 2)]
         return os.posix_spawnp(program, [PROGRAM, "-f", "-M"], environ, file_actions=actions, setsid=True)
-
-
-def _is_daemon(pid: int) -> bool:
-    """Whether a number from a file of long ago is still a daemon's."""
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return b"nvidia-cuda-mps" in file.read(_LONGEST)
-    except OSError:
-        return False
 
 
 def _ended(pid: int) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -249,6 +250,97 @@ async def test_one_that_hangs_is_told_of_and_never_ended(make_daemon, folder, mo
     os.kill(pid, signal.SIGCONT)
     await until(lambda: daemon.problem is None)
     assert (daemon.starts, pid_in(folder)) == (1, pid)
+
+
+@pytest.fixture
+def proc(tmp_path):
+    """A /proc that hides what a process is, or has no such process."""
+
+    class Proc:
+        root = tmp_path / "proc"
+
+        def hide(self, pid):
+            # A folder can't be read as a file by anybody, root included.
+            (self.root / str(pid) / "cmdline").mkdir(parents=True)
+
+        def gone(self, pid):
+            (self.root / str(pid) / "cmdline").rmdir()
+            (self.root / str(pid)).rmdir()
+
+    return Proc()
+
+
+async def found_running(make_daemon, folder, proc):
+    """A supervisor that found a daemon whose process it can't look at, with what it tells, and the daemon's number."""
+    first = make_daemon()
+    await until(lambda: first.problem is None)
+    first.task.cancel()
+    await asyncio.gather(first.task, return_exceptions=True)
+    pid = pid_in(folder)
+    proc.hide(pid)
+    daemon = make_daemon(proc=str(proc.root))
+    lost = []
+    daemon.on_lost(lambda: lost.append(daemon.problem))
+    await until(lambda: daemon.problem is None)
+    return daemon, lost, pid
+
+
+async def test_one_that_can_not_be_looked_at_and_is_silent_for_a_while_has_not_ended(
+    make_daemon, folder, proc, monkeypatch
+):
+    monkeypatch.setattr(mpsdaemon, "ASK_WITHIN", 1.0)
+    daemon, lost, pid = await found_running(make_daemon, folder, proc)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        await until(lambda: f"whether the MPS daemon ({pid}) still runs can't be told" in (daemon.problem or ""))
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    await until(lambda: daemon.problem is None)
+    assert (lost, daemon.starts, pid_in(folder)) == ([], 0, pid)
+
+
+async def test_its_end_is_told_once_it_is_proven(make_daemon, folder, proc):
+    daemon, lost, pid = await found_running(make_daemon, folder, proc)
+    os.kill(pid, signal.SIGKILL)
+    await until(lambda: "can't be told" in (daemon.problem or ""))
+    assert (lost, daemon.starts) == ([], 0)
+    proc.gone(pid)
+    await until(lambda: daemon.problem is None)
+    assert (len(lost), daemon.starts, pid_in(folder) != pid) == (1, 1, True)
+    assert "has ended" in lost[0]
+
+
+async def test_without_a_handle_on_its_process_the_same_holds(make_daemon, folder, monkeypatch):
+    monkeypatch.setattr(mpsdaemon, "ASK_WITHIN", 1.0)
+    daemon = make_daemon()
+    await until(lambda: daemon.problem is None)
+    daemon.task.cancel()
+    await asyncio.gather(daemon.task, return_exceptions=True)
+
+    def refused(_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "pidfd_open", refused)
+    newcomer = make_daemon()
+    lost = []
+    newcomer.on_lost(lambda: lost.append(newcomer.problem))
+    await until(lambda: newcomer.problem is None)
+    pid = pid_in(folder)
+    os.kill(pid, signal.SIGSTOP)
+    await until(lambda: "does not answer; its clients may go on" in (newcomer.problem or ""))
+    os.kill(pid, signal.SIGCONT)
+    await until(lambda: newcomer.problem is None)
+    assert (lost, newcomer.starts, pid_in(folder)) == ([], 0, pid)
+
+
+async def test_a_server_that_can_not_be_looked_at_for_a_moment_stays_known(make_daemon, folder, proc):
+    daemon, _, pid = await found_running(make_daemon, folder, proc)
+    daemon.servers = frozenset({pid})
+    (folder / "pipe" / "servers").write_text(f"{pid}\n")
+    heard = folder / "pipe" / "heard"
+    looked = heard.read_text().count("get_server_list")
+    await until(lambda: heard.read_text().count("get_server_list") >= looked + 2)
+    assert daemon.servers == {pid}
 
 
 async def test_a_program_that_is_not_there_is_named_and_looked_for_again(make_daemon, program):
