@@ -80,6 +80,7 @@ class ContainerStatus(_Subset, frozen=True, kw_only=True):
 class PodStatus(_Subset, frozen=True, kw_only=True):
     phase: str = ""
     reason: str | None = None
+    message: str | None = None
     nominated_node_name: str | None = None
     container_statuses: tuple[ContainerStatus, ...] | None = None
     init_container_statuses: tuple[ContainerStatus, ...] | None = None

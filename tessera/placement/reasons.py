@@ -55,6 +55,7 @@ class Reason(Enum):
     MIG_TAKEN = ("mig_taken", False, "needs {need} MIG instance{s} of {what}, {have} {are} free")
     SCALE_POD = ("scale_pod", True, "a scale pod asks for a new node, it runs on none")
     KEPT = ("kept", False, "its room is kept for a pod of priority {need}")
+    REFUSING = ("refusing", False, "node's kubelet refused pods (its agent's log says why), {what}")
 
     def __init__(self, slug: str, never: bool, template: str) -> None:
         """Take the parts of the value apart."""

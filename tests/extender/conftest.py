@@ -241,8 +241,15 @@ class Rig:
             self.client, self.nodes.get, names=NAMES, clock=self.clock, metrics=self.metrics, waiting=self.waiting
         )
         self.cluster = Cluster(
-            self.pods, self.nodes, names=NAMES, clock=self.clock, grew=self.waker.grew, settled=self.waiting.settled
+            self.pods,
+            self.nodes,
+            names=NAMES,
+            clock=self.clock,
+            grew=self.waker.grew,
+            settled=self.waiting.settled,
+            refused=self.metrics.refused,
         )
+        self.metrics.refusing.set_function(lambda: len(self.cluster.refusals))
         self.waker.look_at(lambda node, pod: self.cluster.keeper.states(node, uid=pod.uid, priority=pod.priority))
         self.pods.subscribe(self.cluster.pod_changed)
         self.nodes.subscribe(self.cluster.node_changed)

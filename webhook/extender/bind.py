@@ -178,8 +178,10 @@ class Binder:
             self._cluster.observe(pod)
             return "repeated"
         self._check(pod, args)
-        asked = self._read(pod)
-        claim = self._reserve(asked, args.Node) if asked is not None else None
+        asked, claim = self._read(pod), None
+        if asked is not None:
+            claim = self._reserve(asked, args.Node, self._cluster.refusals.on(args.Node, pod))
+            self._cluster.refusals.bound(pod, args.Node)
         try:
             verdict, why = await self._attempt(pod, args.Node, self._annotations(asked, claim, args.Node), gone)
         except BindError:
@@ -236,7 +238,7 @@ class Binder:
         except RequestError as error:
             raise self._refusal("refused", str(error)) from error
 
-    def _reserve(self, asked: Asked, node: str) -> Claim:
+    def _reserve(self, asked: Asked, node: str, refusing: Rejection | None) -> Claim:
         """Take what the filter named, if it is still free, else other GPUs of the node."""
         uid, ledger = asked.uid, self._cluster.ledger
         closed = ledger.closed(node)
@@ -244,6 +246,8 @@ class Binder:
             raise self._refusal("refused", f"node {node}: {Rejection(closed).text}")
         if uid in self._doubts:
             return self._reserve_again(uid, node)
+        if refusing is not None:
+            raise self._refusal("refused", f"node {node}: {refusing.text}")
         named = ledger.named(uid)
         keeper = self._cluster.keeper
         states = keeper.states(node, uid=uid, priority=asked.priority)

@@ -96,6 +96,10 @@ class Candidates:
             smaller: try smaller sets too, see `choose`.
         """
         ledger, keeper = self._cluster.ledger, self._cluster.keeper
+        pod = self._cluster.pods.by_uid(uid)
+        if pod is not None and self._cluster.refusals.on(node, pod) is not None:
+            # Nobody is ended for a place that would not be taken.
+            return None
         closed = ledger.closed(node)
         if closed is not None and not (closed is Reason.CORDONED and kept.shape.cordoned):
             return None

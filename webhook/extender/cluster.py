@@ -28,10 +28,12 @@ from tessera.placement.claims import Claim, claim_of
 from tessera.placement.ledger import Ledger
 from tessera.placement.nodefacts import NodeFacts, read
 from tessera.placement.pricing import Pricing
+from tessera.placement.reasons import Reason
 from tessera.placement.scores import Scores
 from tessera.placement.workload import Demand, Demands, Workload
 from webhook.extender.keeping import Keeper
 from webhook.extender.preferences import Preferences
+from webhook.extender.refusals import LONGEST_MESSAGE, Cause, Refusal, Refusals
 
 VANISHED: Final = 60.0
 """Seconds for which a vanished pod's slice is kept although its node does not name it (contract, section 3)."""
@@ -40,6 +42,8 @@ NAMED: Final = 15.0
 seconds where 200 pods come at once on a busy machine; and nobody is refused for it, so a long time costs little."""
 TICK: Final = 1.0
 _MOST_SHARED: Final = 4096
+_AWAY: Final = (Reason.NOT_READY, Reason.DRAINING, Reason.AGENT_AWAY)
+"""What a node says of itself while its kubelet can't give devices."""
 
 _log = logging.getLogger(__name__)
 T_co = TypeVar("T_co", covariant=True)
@@ -85,6 +89,7 @@ class Cluster:
         scores: which nodes fit which shapes.
         preferences: what pods prefer of nodes.
         keeper: what is kept for pods that were promised a node.
+        refusals: which nodes have just refused pods and are left alone.
     """
 
     def __init__(
@@ -96,6 +101,7 @@ class Cluster:
         clock: Clock,
         grew: Callable[[str], None] | None = None,
         settled: Callable[[str], None] | None = None,
+        refused: Callable[[Cause], None] | None = None,
         measure: Measure | None = None,
         expected: Iterable[tuple[Demand, float]] = (),
     ) -> None:
@@ -108,6 +114,7 @@ class Cluster:
             clock: measures how long what is kept.
             grew: called with the name of a node that can take more than before.
             settled: called with the UID of a pod that no longer waits for a node (bound, ended or gone).
+            refused: called with the cause when a kubelet has refused a pod that was bound here.
             measure: constants of the measures that price nodes.
             expected: what pods will ask, before enough of them were seen.
         """
@@ -121,8 +128,10 @@ class Cluster:
         self.scores = Scores(self.ledger.columns, Pricing(self.ledger.columns, self.workload, constants))
         self.preferences = Preferences()
         self.keeper = Keeper(self.ledger, names=names, clock=clock, freed=grew)
+        self.refusals = Refusals(names=names, clock=clock, opened=grew)
         self._clock = clock
         self._settled = settled
+        self._refused = refused
         self._demands = Demands(names)
         self._facts: dict[str, NodeFacts] = {}
         self._reservations: dict[str, _Reservation] = {}
@@ -161,6 +170,9 @@ class Cluster:
     def _pod_seen(self, pod: Pod) -> None:
         uid = pod.metadata.uid
         self.keeper.pod_seen(pod)
+        refusal = self.refusals.pod_seen(pod)
+        if refusal is not None:
+            self._tell_refusal(pod, refusal)
         if pod.ended:
             self._free(uid, pod.spec.node_name)
             self.ledger.free_cpu(uid)
@@ -176,6 +188,20 @@ class Cluster:
             # kube-scheduler never tries it again, however long a finalizer keeps it.
             self._done_waiting(uid)
 
+    def _tell_refusal(self, pod: Pod, refusal: Refusal) -> None:
+        if refusal.seconds and refusal.who is not None:
+            _log.warning(
+                "node %s: its kubelet refused pod %s (%r); %s in namespace %s are kept from it for %g s",
+                refusal.node,
+                pod.key,
+                (pod.status.message or "")[:LONGEST_MESSAGE],
+                "pods of its controller" if refusal.who.controller else "pods",
+                refusal.who.namespace,
+                refusal.seconds,
+            )
+        if self._refused is not None:
+            self._refused(refusal.cause)
+
     def _learn(self, pod: Pod, before: Pod | None) -> None:
         """Count what a pod asks, once: when it is first seen, one without a GPU when it takes CPU from GPUs."""
         if before is not None and (before.spec.node_name or not pod.spec.node_name):
@@ -187,6 +213,7 @@ class Cluster:
     def _pod_gone(self, pod: Pod) -> None:
         uid = pod.metadata.uid
         self.keeper.pod_gone(uid)
+        self.refusals.pod_gone(uid)
         self.ledger.free_cpu(uid)
         reservation = self._reservations.get(uid)
         booked = self.ledger.booked(uid)
@@ -237,6 +264,8 @@ class Cluster:
             freed &= facts.drift.keys()
             if not freed:
                 del self._freed[name]
+        if before is not None and before.closed in _AWAY and facts.closed not in _AWAY:
+            self.refusals.node_serves(name)
         self._set_node(name, facts)
         self.preferences.set(self.ledger.row(name), node)
 
@@ -248,6 +277,7 @@ class Cluster:
     def _node_gone(self, name: str) -> None:
         self._facts.pop(name, None)
         self._freed.pop(name, None)
+        self.refusals.node_gone(name)
         self.preferences.forget(self.ledger.row(name))
         self.ledger.drop_node(name)
         for uid in [uid for uid, each in self._vanished.items() if each.node == name]:
@@ -328,6 +358,7 @@ class Cluster:
             del self._reservations[uid]
             self.ledger.release(uid)
             self.ledger.free_cpu(uid)
+            self.refusals.unbound(uid)
 
     # Time.
 
@@ -336,6 +367,7 @@ class Cluster:
         now = self._clock.monotonic()
         self.forget_old_names()
         self.keeper.tick()
+        self.refusals.tick()
         for uid, reservation in list(self._reservations.items()):
             # Bound and gone without the watch having shown it: as a pod that vanished.
             if reservation.state == "written" and now - reservation.since >= VANISHED and self.pods.by_uid(uid) is None:

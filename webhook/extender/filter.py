@@ -125,7 +125,7 @@ class Filter:
         self._cluster.scores.pricing.configure(config.placement.measure)
         if config.placement.answer == "all":
             return await self._all(asked, args)
-        kept_from: dict[str, Rejection] = {}
+        kept_from = self._cluster.refusals.against(args.pod)
         for _ in range(_MOST_ROUNDS):
             if not (self._cluster.scores.prepare(asked.shape) and self._cluster.preferences.prepare(args.pod)):
                 await asyncio.sleep(0)
@@ -270,7 +270,7 @@ class Filter:
     async def _all(self, asked: Asked, args: FilterArgs) -> FilterResult:
         """Every node that fits, and why the others don't."""
         tried: set[str] = set()
-        kept_from: dict[str, Rejection] = {}
+        kept_from = self._cluster.refusals.against(args.pod)
         for _ in range(_MOST_ROUNDS):
             listed = self._lists.resolve(args)
             row = self._cluster.scores.row(asked.shape)
@@ -299,7 +299,7 @@ class Filter:
         row = self._cluster.scores.row(asked.shape)
         found = verdicts(row, listed, kept_from, every=self._config().placement.answer == "all")
         self._metrics.filtered("named" if found.fitting else "refused", found.counts)
-        if not found.fitting and found.now:
+        if not found.fitting and found.now and Reason.REFUSING not in found.counts:
             self._cluster.scores.pricing.refused(asked.uid, asked.shape)
         if not found.fitting and found.now and self._rejected is not None:
             self._rejected(args.pod, Kept(asked.asks, asked.shape), listed)

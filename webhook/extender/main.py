@@ -93,10 +93,12 @@ async def serve(options: Namespace, signals: Signals) -> None:
             clock=clock,
             grew=waker.grew,
             settled=waiting.settled,
+            refused=metrics.refused,
             measure=config.current.placement.measure,
             expected=_expected(config.current),
         )
         waker.look_at(lambda node, pod: cluster.keeper.states(node, uid=pod.uid, priority=pod.priority))
+        metrics.refusing.set_function(lambda: len(cluster.refusals))
         pods.subscribe(cluster.pod_changed)
         nodes.subscribe(cluster.node_changed)
         registry.register(

@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from tessera.placement.ledger import Ledger
 from tessera.placement.reasons import Reason
+from webhook.extender.refusals import Cause
 
 MOST_NODES: Final = 1000
 _BUCKETS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -84,9 +85,24 @@ class Metrics:
         self.scale_pods = Gauge(
             "tessera_extender_scale_pods", "Scale pods that ask Cluster Autoscaler for a node.", registry=registry
         )
+        self._refusals = Counter(
+            "tessera_extender_pods_refused_total",
+            "Pods bound here that their node's kubelet refused (UnexpectedAdmissionError), by cause: node, or pod's own.",
+            ["cause"],
+            registry=registry,
+        )
+        self.refusing = Gauge(
+            "tessera_extender_nodes_refusing",
+            "Nodes that have just refused pods: left alone, or tried by one pod at a time.",
+            registry=registry,
+        )
         self.waiting = Gauge(
             "tessera_extender_rejected_pods", "Pods rejected lately that may fit later.", registry=registry
         )
+
+    def refused(self, cause: Cause) -> None:
+        """Count a pod that a kubelet refused."""
+        self._refusals.labels(cause).inc()
 
     def filtered(self, result: str, reasons: Mapping[Reason, int]) -> None:
         """Count one filter call."""

@@ -56,6 +56,8 @@ async def preempt(
             await asyncio.sleep(0)
             if gone():
                 return PreemptResult({})
+        if cluster.refusals.on(node, pod) is not None:
+            continue
         if await _stands(asked, node, chosen, cluster, candidates, may=config.preemption.enabled):
             kept[node] = chosen
     return PreemptResult(kept)
