@@ -212,7 +212,7 @@ class MpsDaemon:
     def _number(self) -> int:
         """What stands in the daemon's file, which may be of long ago; 0 where nothing does."""
         try:
-            # Clients can write here, root in a container without ado: a FIFO or a link in its place must stop nobody.
+            # Clients that an older agent let in can write here: a FIFO or a link in its place must stop nobody.
             file = os.open(
                 os.path.join(self.pipes, PID_FILE), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             )

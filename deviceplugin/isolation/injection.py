@@ -142,7 +142,7 @@ def injection(
             whole=all(portion.whole for portion in portions),
         )
         shared = (
-            Mount(container_path=folders.pipes, host_path=folders.pipes, read_only=False),
+            Mount(container_path=folders.pipes, host_path=folders.pipes, read_only=True),
             Mount(container_path=mps.SHM, host_path=folders.shared, read_only=False),
         )
     match mode:

@@ -6,6 +6,12 @@ shares /dev/shm with it. CUDA_MPS_PINNED_DEVICE_MEM_LIMIT limits each *process*,
 slice twice (issues 594, 720); devices are named in it by the ordinals that the container sees (by UUID it was ignored,
 issue 569). Both limits only tighten the daemon's defaults, and a program may drop its own: this holds the honest.
 
+A client connects to the daemon's socket ``control`` and is handed a connection to the server (gvisor issues 14594, 14595 have
+traces); it makes nothing in the pipe folder. So it gets the folder read-only: Linux lets it connect there, and even root in a
+container can't remove the socket that the others need. NVIDIA's container toolkit mounted it so until 1.18.1 (its pull request
+1593 changed that for nested runtimes' sake); k8s-device-plugin mounts it writable. /dev/shm has to be writable: there clients
+and server share memory.
+
 A GPU in the default compute mode takes a process that leaves MPS aside, with no limit at all, so nothing is claimed unless
 its mode is EXCLUSIVE_PROCESS. That mode is the administrator's to set: it would outlive MPS, and keep pods from sharing.
 """

@@ -103,7 +103,7 @@ def test_a_client_is_limited_by_the_ordinals_that_it_sees():
         "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "20",
     }
     assert [(each.host_path, each.container_path, each.read_only) for each in found.mounts] == [
-        ("/run/t/pipe", "/run/t/pipe", False),
+        ("/run/t/pipe", "/run/t/pipe", True),
         ("/run/t/shm", "/dev/shm", False),  # noqa: S108
     ]
 
@@ -379,7 +379,7 @@ def test_with_the_component_the_runtime_brings_the_control_program():
     assert container["env"] == [{"name": "NVIDIA_DRIVER_CAPABILITIES", "value": "compute,utility"}]
 
 
-# Clients write in the daemon's folder, and not all of them are friends.
+# Clients that an older agent let in can write in the daemon's folder, and not all of them are friends.
 
 
 @pytest.mark.parametrize("kind", ["fifo", "link", "folder", "long"])
