@@ -20,7 +20,7 @@ from deviceplugin.identity import Caller, Identity
 from deviceplugin.isolation.mps import MOST_CLIENTS
 from deviceplugin.ledger import UNKNOWN, Grant, Owner
 from deviceplugin.placing import Placing
-from deviceplugin.podresources import Lister, PodKey
+from deviceplugin.podresources import Lister, Listing, PodKey
 from deviceplugin.pods import NodePods
 from deviceplugin.slices import Given, slices_of
 from tessera.kube.clock import Clock
@@ -127,14 +127,22 @@ class PreStart:
 
     # Pods that could not be told in admission.
 
-    async def adopt(self, resource: str, ids: frozenset[str]) -> Grant | None:
-        """Tell by the kubelet's record whose these IDs are, and give them to it; None while that can't be told."""
-        await self._quiet()
-        try:
-            found = await self._recorded(resource, ids)
-        except KubeletError as error:
-            _log.warning("%s", error)
-            return None
+    async def adopt(self, resource: str, ids: frozenset[str], listing: Listing | None = None) -> Grant | None:
+        """Tell by the kubelet's record whose these IDs are, and give them to it; None while that can't be told.
+
+        Args:
+            resource: of the IDs.
+            ids: all that a container has of it.
+            listing: the record, where it was read just now; else it is read here, in a quiet moment.
+        """
+        if listing is None:
+            await self._quiet()
+            try:
+                listing = await self._lister.list()
+            except KubeletError as error:
+                _log.warning("%s", error)
+                return None
+        found = await self._recorded(resource, ids, listing)
         if found is None:
             return None
         caller, devices = found
@@ -162,9 +170,10 @@ class PreStart:
         _log.info("%s: told now, it is on GPU %s", caller, ", ".join(gpus))
         return self._ledger.get(grant.owner)
 
-    async def _recorded(self, resource: str, ids: frozenset[str]) -> tuple[Caller, dict[str, frozenset[str]]] | None:
+    async def _recorded(
+        self, resource: str, ids: frozenset[str], listing: Listing
+    ) -> tuple[Caller, dict[str, frozenset[str]]] | None:
         """The container that has these IDs by the kubelet's record, with all it has of ours."""
-        listing = await self._lister.list()
         for key, containers in listing.pods.items():
             for container in containers:
                 if container.ids(resource) == ids:

@@ -73,7 +73,7 @@ class Settler:
         quiet_in: Callable[[], float],
         look: Callable[[], Awaitable[frozenset[str]]],
         trustworthy: Callable[[], bool],
-        adopt: Callable[[str, frozenset[str]], Awaitable[object]],
+        adopt: Callable[[str, frozenset[str], Listing], Awaitable[object]],
         clock: Clock,
         metrics: NodeMetrics,
     ) -> None:
@@ -86,7 +86,7 @@ class Settler:
             quiet_in: seconds until a List does no harm.
             look: UIDs of pods with processes.
             trustworthy: whether not being seen means not being there.
-            adopt: tells whose IDs of a resource are, of a pod that could not be told.
+            adopt: tells by a listing whose IDs of a resource are, of a pod that could not be told.
             clock: measures doubt.
             metrics: counts lingering pods.
         """
@@ -172,7 +172,7 @@ class Settler:
         for uid in doubtful:
             # In admission and before its start the kubelet did not answer; now it does.
             if uid.startswith(UNKNOWN) and verdicts[uid] == "keep" and listing is not None:
-                await self._tell(uid)
+                await self._tell(uid, listing)
         self._metrics.lingering.set(len(self._ledger.lingering))
         if listing is not None:
             self._pods.forget_fetched(listing.__contains__)
@@ -180,10 +180,10 @@ class Settler:
             return REST
         return SOON if any(now - self._since[uid] < UNKNOWN_AFTER for uid in doubtful) else LATER
 
-    async def _tell(self, uid: str) -> None:
+    async def _tell(self, uid: str, listing: Listing) -> None:
         for grant in self._ledger.of_pod(uid):
             for resource, ids in grant.devices.items():
-                await self._adopt(resource, frozenset(ids))
+                await self._adopt(resource, frozenset(ids), listing)
 
     async def _listing(self) -> Listing | None:
         if self._quiet_in() > 0:

@@ -6,12 +6,14 @@ import itertools
 
 import pytest
 
+from deviceplugin.allocator import Allocator
 from deviceplugin.checkpoint import Entry, read
 from deviceplugin.devices import View, device_id
 from deviceplugin.errors import KubeletError
 from deviceplugin.ledger import Grant
 from deviceplugin.metrics import NodeMetrics
 from deviceplugin.podresources import Listing
+from deviceplugin.prestart import PreStart
 from deviceplugin.processes import ProcessMap
 from deviceplugin.rebuild import Rebuild, Witnesses
 from deviceplugin.settle import SURE_AFTER, UNKNOWN_AFTER, Settler, judge
@@ -71,7 +73,8 @@ def settler(board, pods, lister, clock, seen):
     async def look():
         return frozenset(seen)
 
-    async def told(resource, ids):
+    async def told(resource, ids, listing):
+        assert listing.pods.keys() == lister.pods.keys()
         settler.asked.append((resource, ids))
 
     settler = Settler(
@@ -103,6 +106,46 @@ async def test_a_pod_that_could_not_be_told_is_asked_for_while_the_kubelet_has_i
     await settler.step()
     assert len(settler.asked) == 1
     assert len(board.ledger) == 0
+
+
+async def test_many_pods_that_could_not_be_told_are_told_by_one_list(  # noqa: PLR0917 - fixtures
+    board, pods, identity, placing, lister, clock, make_pod
+):
+    prestart = PreStart(
+        board,
+        allocator=Allocator(board, identity=identity, placing=placing, pods=pods, clock=clock, seen=frozenset),
+        identity=identity,
+        placing=placing,
+        pods=pods,
+        lister=lister,
+        checkpoint=tuple,
+        clock=clock,
+        started=lambda _: None,
+        failed=lambda *_: None,
+    )
+
+    async def look():
+        return frozenset()
+
+    settler = Settler(
+        board.ledger,
+        pods=pods,
+        lister=lister,
+        quiet_in=lambda: 0.0,
+        look=look,
+        trustworthy=lambda: True,
+        adopt=prestart.adopt,
+        clock=clock,
+        metrics=NodeMetrics(),
+    )
+    for number in range(5):
+        pods.put(make_pod(f"p{number}", {"main": {UNITS: 4}}))
+        taken = ids(range(4 * number, 4 * number + 4))
+        board.ledger.give_unknown(UNITS, taken)
+        lister.pods["default", f"p{number}"] = {"main": {UNITS: taken}}
+    await settler.step()
+    assert lister.calls == ["List"]
+    assert sorted(board.ledger.pods) == [f"uid-p{number}" for number in range(5)]
 
 
 def give(board, name, numbers):
