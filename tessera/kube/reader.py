@@ -6,7 +6,7 @@ Apart from the writing verbs because most of what we do only reads: a `WatchCach
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from random import Random
@@ -60,7 +60,15 @@ _LIST: Final = msgspec.json.Decoder(_List)
 class Reader:
     """Reads from one API server. Make it inside a running event loop and use it as an async context manager."""
 
-    def __init__(self, connection: Connection, *, clock: Clock, rng: Random, user_agent: str = "tessera") -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        clock: Clock,
+        rng: Random,
+        user_agent: str = "tessera",
+        dates: Callable[[str], None] | None = None,
+    ) -> None:
         """Open nothing yet.
 
         Args:
@@ -68,8 +76,9 @@ class Reader:
             clock: waits between attempts of reads.
             rng: their jitter.
             user_agent: what the API server's audit log shows.
+            dates: told the Date of each answer as it comes, such as `ServerClock.heard`.
         """
-        self._transport = Transport(connection, clock=clock, rng=rng, user_agent=user_agent)
+        self._transport = Transport(connection, clock=clock, rng=rng, user_agent=user_agent, dates=dates)
 
     async def __aenter__(self) -> Self:
         """Return the client itself."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -111,7 +111,15 @@ class Stream:
 class Transport:
     """A pool of connections to one API server. Make it inside a running event loop; close it with `close`."""
 
-    def __init__(self, connection: Connection, *, clock: Clock, rng: Random, user_agent: str) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        clock: Clock,
+        rng: Random,
+        user_agent: str,
+        dates: Callable[[str], None] | None = None,
+    ) -> None:
         """Open nothing yet.
 
         Args:
@@ -119,10 +127,12 @@ class Transport:
             clock: waits between attempts.
             rng: jitter.
             user_agent: what the API server's audit log shows.
+            dates: told the Date of each answer as it comes ("" without one), such as `ServerClock.heard`.
         """
         self._connection = connection
         self._clock = clock
         self._rng = rng
+        self._dates = dates
         tracing = aiohttp.TraceConfig()
         tracing.on_connection_create_end.append(_mark_sent)
         tracing.on_connection_reuseconn.append(_mark_sent)
@@ -222,7 +232,7 @@ class Transport:
         headers = dict(access.headers)
         if call.body is not None:
             headers["Content-Type"] = call.content_type
-        return await self._session.request(
+        response = await self._session.request(
             call.method,
             _url(access, call),
             data=_payload(call.body),
@@ -233,6 +243,10 @@ class Transport:
             allow_redirects=False,
             trace_request_ctx=progress,
         )
+        # From 500 on it may be a load balancer that answers, by a clock of its own.
+        if self._dates is not None and response.status < 500:
+            self._dates(response.headers.get("Date", ""))
+        return response
 
 
 def _url(access: Access, call: Call) -> URL:

@@ -73,6 +73,7 @@ class Handler:
         self._authenticate = authenticate
         self._authorize = authorize
         self._bookmark_interval = bookmark_interval
+        self.date: Callable[[], str] | None = None
         self.watchers: set[Watcher] = set()
         self.handled: deque[Handled] = deque(maxlen=_REMEMBERED)
         self._changed = asyncio.Event()
@@ -98,6 +99,15 @@ class Handler:
                 write.cancel()
 
     async def _respond(self, http: web.BaseRequest) -> web.StreamResponse:
+        response = await self._answered(http)
+        self._stamp(response)
+        return response
+
+    def _stamp(self, response: web.StreamResponse) -> None:
+        if self.date is not None and not response.prepared:
+            response.headers["Date"] = self.date()
+
+    async def _answered(self, http: web.BaseRequest) -> web.StreamResponse:
         warnings: list[str] = []
         try:
             return await self._answer(http, warnings)
@@ -243,6 +253,7 @@ class Handler:
                 watcher.fail(error)
             response = web.StreamResponse(headers={"Content-Type": "application/json"})
             response.enable_chunked_encoding()
+            self._stamp(response)
             await response.prepare(call.http)
             await self._stream(watcher, response, seconds)
         finally:

@@ -7,7 +7,7 @@ import os
 import secrets
 import ssl
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -268,6 +268,15 @@ class FakeApiServer:
             },
         }
         return self.put("nodes", tree)
+
+    @property
+    def date(self) -> Callable[[], str] | None:
+        """What the Date header of every answer says; None is the machine's own time. Objects are stamped by the latter."""
+        return self._handler.date
+
+    @date.setter
+    def date(self, says: Callable[[], str] | None) -> None:
+        self._handler.date = says
 
     @property
     def version(self) -> int:
