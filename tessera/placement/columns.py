@@ -108,7 +108,9 @@ class Columns:
         closed: by row, code of the reason why the node is not offered, 0 where it is.
         rank: by row, its place in the order of names; ties go to the lowest.
         version: by row, number of its last change.
-        mig_there, mig_free: by MIG profile, number of instances (on healthy GPUs and not in use, for the latter).
+        mig_there, mig_free: by MIG profile, number of instances (on healthy GPUs and not in use, for the latter). mig_soft:
+            those that were not named either. profiles: number of each profile.
+        instances: of shape rows x profiles, the sums of mig_free; soft_instances: of mig_soft.
     """
 
     def __init__(self) -> None:
@@ -140,6 +142,10 @@ class Columns:
         self.version = np.zeros(_FIRST_ROWS, np.int64)
         self.mig_there: dict[str, IntArray] = {}
         self.mig_free: dict[str, IntArray] = {}
+        self.mig_soft: dict[str, IntArray] = {}
+        self.profiles: dict[str, int] = {}
+        self.instances = np.zeros((_FIRST_ROWS, 0), np.int64)
+        self.soft_instances = np.zeros((_FIRST_ROWS, 0), np.int64)
         self.models: dict[str, int] = {"": 0}
         self.kinds: dict[Kind, int] = {}
         self.idle_version = 0
@@ -187,8 +193,9 @@ class Columns:
         self.idle_version += 1
         self.cards += 1
         self.has_soft[row] = False
-        for counts in (*self.mig_there.values(), *self.mig_free.values()):
+        for counts in (*self.mig_there.values(), *self.mig_free.values(), *self.mig_soft.values()):
             counts[row] = 0
+        self.instances[row] = self.soft_instances[row] = 0
         self.touch(row)
 
     def touch(self, row: int) -> None:
@@ -212,9 +219,11 @@ class Columns:
             setattr(self, name, grown(getattr(self, name), allocated))
         self.held.grow(allocated, width)
         self.soft.grow(allocated, width)
-        for table in (self.mig_there, self.mig_free):
+        for table in (self.mig_there, self.mig_free, self.mig_soft):
             for profile, counts in table.items():
                 table[profile] = grown(counts, allocated, width)
+        for name in ("instances", "soft_instances"):
+            setattr(self, name, grown(getattr(self, name), allocated, len(self.profiles)))
         self._allocated, self.width = allocated, width
 
     def model_number(self, model: str) -> int:
@@ -256,14 +265,30 @@ class Columns:
             self.size[row], self.idle[row] = size, idle
             self.idle_version += 1
 
-    def profile(self, profile: str) -> tuple[IntArray, IntArray] | None:
-        """The counts of a MIG profile, made at first sight; None above `MOST_PROFILES`."""
-        if profile not in self.mig_there:
-            if len(self.mig_there) >= MOST_PROFILES:
-                return None
-            self.mig_there[profile] = np.zeros((self._allocated, self.width), np.int64)
-            self.mig_free[profile] = np.zeros((self._allocated, self.width), np.int64)
-        return self.mig_there[profile], self.mig_free[profile]
+    def cut(self, row: int, slot: int, profile: str, counts: tuple[int, int, int]) -> None:
+        """Write how many instances of a MIG profile one GPU has, has free, and has free beside what was named.
+
+        A profile gets its place at first sight; above `MOST_PROFILES` it has none, and no pod gets an instance of it.
+        """
+        if profile not in self.profiles:
+            if len(self.profiles) >= MOST_PROFILES:
+                return
+            self.profiles[profile] = len(self.profiles)
+            for table in (self.mig_there, self.mig_free, self.mig_soft):
+                table[profile] = np.zeros((self._allocated, self.width), np.int64)
+            for name in ("instances", "soft_instances"):
+                setattr(self, name, grown(getattr(self, name), self._allocated, len(self.profiles)))
+        there, free, soft = self.mig_there[profile], self.mig_free[profile], self.mig_soft[profile]
+        there[row, slot], free[row, slot], soft[row, slot] = counts
+        number = self.profiles[profile]
+        self.instances[row, number], self.soft_instances[row, number] = free[row].sum(), soft[row].sum()
+
+    def cut_gpus(self, rows: IntArray) -> IntArray:
+        """How many GPUs of each of these rows are cut by MIG."""
+        found = np.zeros((len(rows), self.width), np.bool_)
+        for counts in self.mig_there.values():
+            found |= counts[rows] > 0
+        return np.asarray(found.sum(axis=1), np.int64)
 
 
 def _fields(held: Holding, units: int, kind: int) -> tuple[int, ...]:

@@ -121,7 +121,7 @@ def place(
         if found is None:
             return _no_arrangement(shape, [state for state in gpus if _sliceable(state) and _matches(shape, state)])
         places |= found
-    places |= _instances(named, pool)
+    places |= _instances(named, pool, apart=shape.wishes.policy == "spread")
     return places
 
 
@@ -324,8 +324,10 @@ def _no_arrangement(shape: Shape, pool: list[GpuState]) -> Rejection:
     return Rejection(reason, several, what=what(shape, reason))
 
 
-def _instances(named: list[tuple[str, Part]], pool: list[GpuState]) -> dict[str, tuple[Place, ...]]:
-    """MIG instances: the fullest GPU first; a plain init container takes what later containers will have."""
+def _instances(named: list[tuple[str, Part]], pool: list[GpuState], *, apart: bool) -> dict[str, tuple[Place, ...]]:
+    """MIG instances: the GPU with the fewest free first, or the most (`apart`); a plain init container takes what later
+    containers will have.
+    """
     given: dict[str, list[Place]] = {}
     free: dict[str, list[Place]] = {}
     places: dict[str, tuple[Place, ...]] = {}
@@ -335,8 +337,7 @@ def _instances(named: list[tuple[str, Part]], pool: list[GpuState]) -> dict[str,
             continue
         profile, count = profile_name(part.request.mig), part.request.gpus
         if profile not in free:
-            order = sorted(pool, key=lambda state: len(free_instances(state, profile)))
-            free[profile] = [Place(state.gpu.id, i) for state in order for i in free_instances(state, profile)]
+            free[profile] = _in_turn(pool, profile) if apart else _fullest_first(pool, profile)
             given[profile] = []
         reused = _borrowed(name, named, places, profile)[:count] if part.role == "init" else []
         fresh = free[profile][: count - len(reused)]
@@ -347,6 +348,25 @@ def _instances(named: list[tuple[str, Part]], pool: list[GpuState]) -> dict[str,
             del free[profile][: len(fresh)]
             places[name] = tuple(fresh)
     return places
+
+
+def _fullest_first(pool: list[GpuState], profile: str) -> list[Place]:
+    """The free instances of the GPU that has the fewest, and of equals the fewest of all profiles, then of the next."""
+
+    def key(state: GpuState) -> tuple[int, int]:
+        return len(free_instances(state, profile)), sum(i.id not in state.taken for i in state.gpu.mig)
+
+    return [Place(state.gpu.id, i) for state in sorted(pool, key=key) for i in free_instances(state, profile)]
+
+
+def _in_turn(pool: list[GpuState], profile: str) -> list[Place]:
+    """The free instances such that each is on the GPU that has the most free once those before are taken."""
+    found = []
+    for state in pool:
+        free = free_instances(state, profile)
+        rest = sum(i.id not in state.taken for i in state.gpu.mig)
+        found += [(rest - n, Place(state.gpu.id, i)) for n, i in enumerate(free)]
+    return [place for _, place in sorted(found, key=lambda each: -each[0])]
 
 
 def _borrowed(

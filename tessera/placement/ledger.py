@@ -299,13 +299,14 @@ class Ledger:
             columns.guarantee[row, index] = guarantee_rank(gpu.guarantee.memory)
 
     def _write_instances(self, row: int, slot: Slot) -> None:
-        columns, gpu, index = self.columns, slot.gpu, slot.index
-        state = GpuState(gpu, NOTHING, slot.instances)
-        for profile in {profile_name(instance.profile) for instance in gpu.mig}:
-            counts = columns.profile(profile)
-            if counts is not None:
-                counts[0][row, index] = sum(profile_name(i.profile) == profile for i in gpu.mig)
-                counts[1][row, index] = len(free_instances(state, profile)) if gpu.health == "ok" else 0
+        gpu = slot.gpu
+        now = GpuState(gpu, NOTHING, slot.instances)
+        soft = GpuState(gpu, NOTHING, slot.instances + slot.soft_instances) if slot.soft_instances else now
+        # In the inventory's order: the columns number profiles by first sight.
+        for profile in dict.fromkeys(profile_name(instance.profile) for instance in gpu.mig):
+            there = sum(profile_name(i.profile) == profile for i in gpu.mig)
+            free, beside = (len(free_instances(s, profile)) if gpu.health == "ok" else 0 for s in (now, soft))
+            self.columns.cut(row, slot.index, profile, (there, free, beside))
 
     def _count_gang(self, claim: Claim | None, sign: int) -> None:
         for ask in claim.asks if claim is not None else ():

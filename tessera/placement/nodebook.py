@@ -203,7 +203,7 @@ class NodeBook:
     @property
     def named(self) -> bool:
         """Anything was named on these GPUs."""
-        return any(counted.holdings for _, counted in self._soft.values())
+        return any(counted.holdings or counted.instances for _, counted in self._soft.values())
 
     def reports(self, key: str) -> bool:
         """The node reports something of this pod."""

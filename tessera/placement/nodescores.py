@@ -16,6 +16,10 @@ NEVER: Final = 1 << 40
 """A cost above any; more than this times the GPUs of a node stays within 64 bits."""
 _NODE_SCALE: Final = 1 << 20
 """Above anything that the second of two criteria can come to: 128 GPUs with 2000 left each."""
+_INSTANCES: Final = 1 << 12
+"""Above the instances of any node."""
+_SCORES: Final = 1 << 48
+"""Above any score of `pack` or `spread` where no slices are asked."""
 _CORES_PER_GPU: Final = 16
 """CPU beside one GPU; best-fit adds thousandths of both up."""
 _ONES: Final = np.ones(256, np.int64)
@@ -39,7 +43,9 @@ def gpu_costs(name: PolicyName, left: IntArray) -> IntArray:
     return -left if name == "spread" else left
 
 
-def node_scores(name: PolicyName, cost: IntArray, left: IntArray, *, size: IntArray, cpu: IntArray) -> IntArray:
+def node_scores(
+    name: PolicyName, cost: IntArray, left: IntArray, *, size: IntArray, cpu: IntArray, beside: IntArray | int = 0
+) -> IntArray:
     """Order of nodes, the highest first.
 
     Args:
@@ -49,13 +55,32 @@ def node_scores(name: PolicyName, cost: IntArray, left: IntArray, *, size: IntAr
         left: by node, what is left on all its GPUs before.
         size: by node, what the pod would take of that.
         cpu: by node, thousandths of a core that would be left.
+        beside: by node, what would be left of MIG instances, in thousandths of GPUs; best-fit adds it to the rest.
     """
     if name == "spread":
         return left * _NODE_SCALE - cost
     if name == "best-fit":
-        rest = (left - size) // 2 + np.clip(cpu, 0, 1 << 24) // _CORES_PER_GPU
+        rest = (left - size) // 2 + beside + np.clip(cpu, 0, 1 << 24) // _CORES_PER_GPU
         return -(rest * _NODE_SCALE + cost)
     return -(cost * _NODE_SCALE + left)
+
+
+def by_instances(name: PolicyName, score: IntArray, left: IntArray, *, alone: bool) -> IntArray:
+    """Order of nodes for a pod that asks for MIG instances: the fewest left first, with `spread` the most.
+
+    For `pack` and `spread` that is all that there is to a pod which asks for nothing else of GPUs (`alone`), and the score
+    decides between equals. The others have weighed the instances, so there it decides between equal scores.
+
+    Args:
+        name: of the policy.
+        score: by node, what is asked beside considered.
+        left: by node, instances of the profiles asked that would be left.
+        alone: no slices are asked beside.
+    """
+    order = left if name == "spread" else -left
+    if alone and name in {"pack", "spread"}:
+        return order * _SCORES + score
+    return score * _INSTANCES + order
 
 
 def cheapest(costs: IntArray, room: BoolArray, count: int) -> IntArray:

@@ -24,7 +24,8 @@ import numpy as np
 from tessera.model.inventory import Gpu
 from tessera.placement.columns import CALM, CAPACITY, KIND, MEMORY, PERCENT, SPARE, UNITS, BoolArray, IntArray
 from tessera.placement.holding import Holding
-from tessera.placement.nodescores import added, cheapest
+from tessera.placement.instances import Instances
+from tessera.placement.nodescores import added, anywhere, cheapest
 from tessera.placement.remainder import WHOLE
 from tessera.placement.shape import Part, Shape
 from tessera.placement.tables import MOST_DEVICES, ONE, Tables
@@ -45,12 +46,15 @@ _MOST_KNOWN: Final = 16_384
 
 
 class Block:
-    """Some nodes as scoring reads them: arrays of nodes x GPUs out of `Columns.slots`, and the CPU left."""
+    """Some nodes as scoring reads them: arrays of nodes x GPUs out of `Columns.slots`, the CPU left, and free MIG instances
+    (nodes x profiles), None where no node has any.
+    """
 
-    __slots__ = ("calm", "capacity", "cpu", "kind", "memory", "spare")
+    __slots__ = ("calm", "capacity", "cpu", "instances", "kind", "memory", "spare")
 
-    def __init__(self, slots: IntArray, cpu: IntArray) -> None:
+    def __init__(self, slots: IntArray, cpu: IntArray, instances: IntArray | None = None) -> None:
         """Take the fields apart; `slots` is of shape nodes x fields x GPUs."""
+        self.instances = instances
         self.memory, self.calm = slots[:, MEMORY], slots[:, CALM]
         self.spare, self.kind = slots[:, SPARE], slots[:, KIND].copy()
         self.capacity = np.maximum(1, slots[:, CAPACITY])
@@ -133,7 +137,12 @@ class Measured:
         return 0 if self._plain else round(ONE * tables.measure.remainder * tables.price(demand_of(shape)))
 
     def scores(
-        self, cpu: int, gain: int, block: Block, pieces: Sequence[tuple[Piece | Together, BoolArray]]
+        self,
+        cpu: int,
+        gain: int,
+        block: Block,
+        pieces: Sequence[tuple[Piece | Together, BoolArray]],
+        taken: IntArray | int = 0,
     ) -> IntArray:
         """Score nodes that have room for every piece by itself, the higher the better.
 
@@ -142,6 +151,7 @@ class Measured:
             gain: of its shape.
             block: the nodes.
             pieces: of its containers that ask for slices, with the GPUs that each may have.
+            taken: MIG instances that it asks, by profile; the nodes have them.
         """
         tables = self._tables
         cpus = np.array([block.cpu, block.cpu - cpu])
@@ -175,9 +185,18 @@ class Measured:
                 lost += _each(share, chosen) * tables.card[block.kind.take(chosen[:, 0])]
         if gangs is not None:
             lost += gangs.lost()
+        instances, left = tables.instances, block.instances
+        if left is not None and instances is not None:
+            lost += instances.worth(left, before) - instances.worth(left - taken, after)
         if self._plain:
             return np.searchsorted(_SQUASHED, -lost, side="right").astype(np.int64)
-        lack = self._balance(np.array([total, rest]), cpus)
+        idle = np.array([total, rest])
+        lack = self._balance(idle, cpus)
+        if left is not None and instances is not None:
+            cut = anywhere(left > 0).nonzero()[0]
+            lack[:, cut] = self._balance_cut(
+                instances, idle[:, cut], cpus[:, cut], np.array([left, left - taken])[:, cut]
+            )
         lost += lack[1] - lack[0]
         return np.asarray((gain - lost) // (ONE * tables.measure.step), np.int64)
 
@@ -259,6 +278,14 @@ class Measured:
         lacking /= idle + tables.measure.slack
         lacking *= ONE
         return np.asarray(np.rint(lacking), np.int64)
+
+    def _balance_cut(self, instances: Instances, idle: IntArray, cpu: IntArray, free: IntArray) -> IntArray:
+        """The same where instances are free too, which want their CPU out of the same cores."""
+        tables = self._tables
+        wanted = tables.ratio * idle + free @ instances.cpu
+        idle = idle + free @ instances.sizes
+        lacking = np.maximum(0.0, tables.measure.balance * wanted - cpu) * idle / np.maximum(1.0, wanted)
+        return np.asarray(np.rint(ONE * lacking * lacking / (idle + tables.measure.slack)), np.int64)
 
 
 def _stack(arrays: Sequence[IntArray]) -> IntArray:

@@ -12,6 +12,7 @@ import numpy as np
 
 from tessera.model.config import Measure, PolicyName
 from tessera.placement.columns import CAPACITY, KIND, BoolArray, Columns, IntArray
+from tessera.placement.instances import Cut
 from tessera.placement.priced import Measured, Named
 from tessera.placement.shape import Shape
 from tessera.placement.tables import SMALLEST_GANG, Stock, Tables
@@ -37,7 +38,7 @@ class Pricing:
         self.generation = 0
         self._columns = columns
         self._measure = measure or Measure()
-        self._made_for: tuple[int, int] | None = None
+        self._made_for: tuple[int, int, int] | None = None
         self._tables: Tables | None = None
         self._measured: dict[PolicyName, Measured] = {}
         self._idle = (-1, -1, -1)
@@ -56,7 +57,8 @@ class Pricing:
         columns = self._columns
         changed = self._made_for is None or (
             len(columns.kinds) != self._made_for[0]
-            or columns.cards - self._made_for[1] > max(1.0, _DRIFT * columns.rows)
+            or len(columns.profiles) != self._made_for[1]
+            or columns.cards - self._made_for[2] > max(1.0, _DRIFT * columns.rows)
         )
         if self.workload.news() or changed:
             self._make()
@@ -141,17 +143,21 @@ class Pricing:
         rows = np.flatnonzero(columns.closed[: columns.rows] == 0)
         capacity = columns.slots[rows, CAPACITY]
         kinds = columns.slots[rows, KIND][capacity > 0]
+        # The cores of a node are beside its GPUs that are cut and those that are not, by their number.
+        cut = columns.cut_gpus(rows)
+        beside = columns.cores[rows] * cut // np.maximum(1, columns.size[rows] + cut)
         distinct = [kind for kind, number in columns.kinds.items() if number == list(columns.kinds).index(kind)]
         stock = Stock(
             distinct,
             list(columns.models),
             np.bincount(kinds, minlength=len(distinct)).astype(np.int64),
-            int(columns.size[rows].max(initial=0)),
-            int(columns.cores[rows[columns.size[rows] > 0]].sum()),
+            node=int(columns.size[rows].max(initial=0)),
+            cores=int((columns.cores[rows] - beside)[columns.size[rows] > 0].sum()),
+            cut=Cut({profile: int(n[rows].sum()) for profile, n in columns.mig_there.items()}, int(beside.sum())),
         )
         self._tables = Tables(self.workload.current(), stock, self._measure)
         self._measured = {}
-        self._made_for = (len(columns.kinds), columns.cards)
+        self._made_for = (len(columns.kinds), len(columns.profiles), columns.cards)
         self._idle = (-1, -1, -1)
         self.generation += 1
 

@@ -18,9 +18,11 @@ from typing import Final
 import numpy as np
 
 from tessera.model.config import PolicyName
+from tessera.model.guarantee import Guarantee
 from tessera.placement.columns import ROOM, BoolArray, Columns, IntArray, grown
 from tessera.placement.fit import what
-from tessera.placement.nodescores import anywhere, cheapest, gpu_costs, node_scores
+from tessera.placement.instances import size_of
+from tessera.placement.nodescores import anywhere, by_instances, cheapest, gpu_costs, node_scores
 from tessera.placement.policies import Policy, policy
 from tessera.placement.priced import Block, Named, Piece, Together
 from tessera.placement.pricing import MEASURED, Pricing
@@ -53,6 +55,15 @@ class ShapeRow:
         self.shape = shape
         self.pieces = [Piece(shape, part) for part in shape.slices]
         self.together = shape.together
+        wishes = shape.wishes
+        self.picky = bool(
+            shape.instances
+            or wishes.company
+            or wishes.uuids
+            or wishes.models
+            or wishes.not_models
+            or wishes.least is not Guarantee.NONE
+        )
         self.instances = shape.instances
         self.seen = -1
         self.generation = 0
@@ -81,6 +92,12 @@ class ShapeRow:
     @property
     def profile(self) -> IntArray:
         return np.asarray(self._reasons()[3], np.int64)
+
+    def taken(self) -> IntArray | int:
+        """MIG instances that the shape asks, by profile; 0 where it asks none."""
+        if not self.instances:
+            return 0
+        return np.array([self.instances.get(profile, 0) for profile in self._columns.profiles], np.int64)
 
     def stale(self) -> IntArray:
         """Rows of the nodes that have changed since they were judged."""
@@ -209,38 +226,22 @@ class Scores:
     def _judge(self, found: ShapeRow, rows: IntArray) -> None:
         """Judge these nodes anew: where the shape fits and how well, also beside what was named."""
         shape, columns = found.shape, self._columns
-        wishes = shape.wishes
-        pool: BoolArray | None = None
-        masks = None
-        if (
-            found.instances
-            or wishes.company
-            or wishes.uuids
-            or wishes.models
-            or wishes.not_models
-            or wishes.least.value != "none"
-        ):
-            masks = wished_masks(shape, columns, rows)
-            pool = masks.wished & masks.company
-        fits, score = self._score(found, rows, pool, soft=False)
+        fits, score = self._score(found, rows, soft=False)
         fits &= closed_codes(shape, columns, rows) == 0
-        if masks is not None:
-            for profile, need in found.instances.items():
-                fits &= free_instances(columns, profile, rows, masks) >= need
         softly = fits
         named = (columns.has_soft[rows] & fits).nonzero()[0]
         if len(named):
-            room, beside = self._score(found, rows[named], pool[named] if pool is not None else None, soft=True)
+            room, beside = self._score(found, rows[named], soft=True)
             softly = fits.copy()
             softly[named] = room
             score[named] = np.where(room, beside, score[named])
         found.judged(rows, fits, softly, score)
 
-    def _score(
-        self, found: ShapeRow, rows: IntArray, pool: BoolArray | None, *, soft: bool
-    ) -> tuple[BoolArray, IntArray]:
-        """Where every slice has room by itself, and how good each of these nodes would be."""
+    def _score(self, found: ShapeRow, rows: IntArray, *, soft: bool) -> tuple[BoolArray, IntArray]:
+        """Where every slice has room by itself and enough instances are free, and how good each of these nodes would be."""
         shape, columns = found.shape, self._columns
+        masks = wished_masks(shape, columns, rows) if found.picky else None
+        pool = masks.wished & masks.company if masks is not None else None
         slots = columns.soft_slots if soft else columns.slots
         there = slots.take(rows, axis=0)
         first = there[:, :ROOM]
@@ -253,6 +254,9 @@ class Scores:
             fits = piece.room(first) if pool is None else piece.room(first) & pool
             fitting.append(fits)
             room &= anywhere(fits) if piece.gpus == 1 else fits.sum(axis=1) >= piece.gpus
+        if masks is not None:
+            for profile, need in found.instances.items():
+                room &= free_instances(columns, profile, rows, masks, soft=soft) >= need
         score = np.zeros(len(rows), np.int64)
         places = room.nonzero()[0]
         if len(places):
@@ -262,20 +266,45 @@ class Scores:
                 fitting = [fits.take(places, axis=0) for fits in fitting]
                 if found.together:
                     pieces = [Together(shape, View(columns, rows, soft=soft))]
-            block = Block(there, columns.cpu.take(rows))
+            instances = None
+            if columns.profiles:
+                instances = (columns.soft_instances if soft else columns.instances).take(rows, axis=0)
+            block = Block(there, columns.cpu.take(rows), instances)
             choices = list(zip(pieces, fitting, strict=True))
-            name = shape.wishes.policy
-            if name in MEASURED:
-                score[places] = self.pricing.measured(name).scores(shape.cpu, found.gain, block, choices)
-            else:
-                score[places] = simple_scores(name, shape.cpu, block, choices)
+            score[places] = self._compared(found, block, choices)
         return room, score
+
+    def _compared(
+        self, found: ShapeRow, block: Block, choices: Sequence[tuple[Piece | Together, BoolArray]]
+    ) -> IntArray:
+        """How good each of these nodes is, all of which have room."""
+        name, cpu, profiles = found.shape.wishes.policy, found.shape.cpu, self._columns.profiles
+        taken = found.taken()
+        if name in MEASURED:
+            score = self.pricing.measured(name).scores(cpu, found.gain, block, choices, taken)
+        else:
+            beside: IntArray | int = 0
+            if block.instances is not None:
+                beside = (block.instances - taken) @ np.array([size_of(profile) for profile in profiles], np.int64)
+            score = simple_scores(name, cpu, block, choices, beside=beside)
+        if not found.instances or block.instances is None:
+            return score
+        left = (block.instances - taken)[:, [profiles[profile] for profile in found.instances]].sum(axis=1)
+        return by_instances(name, score, left, alone=not choices)
 
 
 def simple_scores(
-    name: PolicyName, cpu: int, block: Block, pieces: Sequence[tuple[Piece | Together, BoolArray]]
+    name: PolicyName,
+    cpu: int,
+    block: Block,
+    pieces: Sequence[tuple[Piece | Together, BoolArray]],
+    *,
+    beside: IntArray | int = 0,
 ) -> IntArray:
-    """Score nodes by what would be left there, for the policies that know nothing of other pods; as `Measured.scores`."""
+    """Score nodes by what would be left there, for the policies that know nothing of other pods; as `Measured.scores`.
+
+    `beside` is what would be left of MIG instances, in thousandths of GPUs.
+    """
     left = block.memory + block.calm
     before = np.asarray(left.sum(axis=1), np.int64)
     cost, size = np.zeros_like(before), np.zeros_like(before)
@@ -286,4 +315,4 @@ def simple_scores(
         at = (places, cheapest(costs, fits, piece.gpus))
         cost += costs[at].sum(axis=1)
         size += (left - memory - calm)[at].sum(axis=1)
-    return node_scores(name, cost, before, size=size, cpu=block.cpu - cpu)
+    return node_scores(name, cost, before, size=size, cpu=block.cpu - cpu, beside=beside)

@@ -26,6 +26,7 @@ import numpy as np
 
 from tessera.model.config import Measure
 from tessera.placement.columns import IntArray, Kind
+from tessera.placement.instances import NOTHING_CUT, Cut, Instances, supposed
 from tessera.placement.remainder import WHOLE, price, threshold, worths
 from tessera.placement.workload import Demand, shares
 
@@ -51,12 +52,23 @@ class Stock:
         gpus: how many of each kind.
         node: GPUs of the largest node.
         cpu: thousandths of a core that there are beside one GPU, on average; 0 where unknown.
+        cut: the MIG instances, and the CPU beside those.
     """
 
-    __slots__ = ("cpu", "gpus", "kinds", "models", "node")
+    __slots__ = ("cpu", "cut", "gpus", "kinds", "models", "node")
 
-    def __init__(self, kinds: Sequence[Kind], models: Sequence[str], gpus: IntArray, node: int, cores: int) -> None:
+    def __init__(
+        self,
+        kinds: Sequence[Kind],
+        models: Sequence[str],
+        gpus: IntArray,
+        *,
+        node: int,
+        cores: int,
+        cut: Cut = NOTHING_CUT,
+    ) -> None:
         """Describe the cards of a cluster; `models` are the product names by number."""
+        self.cut = cut
         self.kinds = tuple(kinds)
         self.models = tuple(models)
         self.gpus = gpus
@@ -80,6 +92,7 @@ class Tables:
         ratio: thousandths of a core that pods ask beside a thousandth of a GPU.
         card: by kind, what taking it costs, per thousandth of a GPU.
         reserve: whole nodes that pods will want when the cluster is full.
+        instances: what is known of MIG instances, None where there are none.
     """
 
     def __init__(self, counts: Mapping[Demand, float], stock: Stock, measure: Measure) -> None:
@@ -110,6 +123,7 @@ class Tables:
         self._steps(targets, kinds)
         self._fill(targets, kinds)
         self._value(targets, everything, kinds)
+        self.instances = self._instances(targets) if stock.cut.counts else None
 
     def gpu(self, demand: Demand) -> float:
         """Thousandths of GPUs that a request takes in all, over the kinds that it may have."""
@@ -211,6 +225,18 @@ class Tables:
         self.usable, self.usable_memory = both.ravel(), memory.ravel()
         self.gangs = (gangs * WHOLE * np.arange(MOST_DEVICES + 1)).ravel()
 
+    def _instances(self, targets: Sequence[tuple[Demand, int]]) -> Instances:
+        places = {d: _place(self.cpu_steps, d.cpu, self._cpu_grain) for d, _ in targets if d.instances}
+        return Instances(
+            self.counts,
+            targets,
+            self.stock.cut,
+            balance=self.measure.balance,
+            places=places,
+            steps=self.sizes[1],
+            one=ONE,
+        )
+
     def _value(
         self, targets: Sequence[tuple[Demand, int]], everything: Sequence[tuple[Demand, float]], kinds: int
     ) -> None:
@@ -253,6 +279,8 @@ def _supposed(counts: Mapping[Demand, float], stock: Stock, measure: Measure) ->
         if gpus and part:
             demand = Demand(cpu=int(cpu * gpus), gpus=gpus, percent=100, compute=100)
             found[demand] = found.get(demand, 0.0) + part
+    for demand, part in supposed(stock.cut, prior=measure.prior, balance=measure.balance):
+        found[demand] = found.get(demand, 0.0) + part
     return found
 
 

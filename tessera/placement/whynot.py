@@ -178,8 +178,9 @@ def _explain_instances(verdict: Verdict, shape: Shape, columns: Columns, rows: I
         verdict.refuse(free < need, Reason.MIG_TAKEN, need, free, index)
 
 
-def free_instances(columns: Columns, profile: str, rows: IntArray, masks: Masks) -> IntArray:
-    counts = columns.mig_free.get(profile)
+def free_instances(columns: Columns, profile: str, rows: IntArray, masks: Masks, *, soft: bool = False) -> IntArray:
+    """Free instances of a profile on the GPUs that the shape may have; `soft`: beside what was named."""
+    counts = (columns.mig_soft if soft else columns.mig_free).get(profile)
     return _count(np.where(masks.wished, counts[rows], 0)) if counts is not None else np.zeros_like(rows)
 
 

@@ -18,12 +18,13 @@ from tessera.model.names import Names
 from tessera.model.pod import Pod
 from tessera.model.request import MOST_GPUS
 from tessera.model.tickets import asks, units_of
-from tessera.placement.shape import Part, Shape, shape_of
+from tessera.placement.shape import Part, Shape, profile_name, shape_of
 from tessera.placement.wishes import Wishes, read_models
 
 MOST_DEMANDS: Final = 4096
 """Different requests that are remembered; beyond, the rarer half is forgotten."""
 LARGEST_FILE: Final = 1 << 22
+_LONGEST_PROFILE: Final = 40
 _TOP: Final = 1e12
 """Weights grow from pod to pod; here they are scaled back."""
 _FIRST_NEWS: Final = 16
@@ -37,6 +38,7 @@ class Demand(msgspec.Struct, frozen=True):
     Attributes:
         cpu: thousandths of a core.
         gpus: how many GPUs, 0 for a pod that asks for none (or for MIG instances only).
+        instances: how many MIG instances by profile, in order.
         units, percent: of memory on each GPU, one of them. compute: percent on each GPU. A whole GPU is 100 of both.
         models, not_models: parts of product names, as in `Wishes`.
     """
@@ -48,6 +50,12 @@ class Demand(msgspec.Struct, frozen=True):
     compute: int = 0
     models: tuple[str, ...] = ()
     not_models: tuple[str, ...] = ()
+    instances: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def plain(self) -> bool:
+        """It asks for CPU alone."""
+        return not self.gpus and not self.instances
 
     @property
     def whole(self) -> bool:
@@ -62,8 +70,9 @@ class Demand(msgspec.Struct, frozen=True):
 def demand_of(shape: Shape) -> Demand:
     """What a shape asks; of several containers the largest speaks for the pod, with all its CPU."""
     slices = shape.slices
+    instances = tuple(sorted(shape.instances.items()))
     if not slices:
-        return Demand(cpu=shape.cpu)
+        return Demand(cpu=shape.cpu, instances=instances)
     largest = max(slices, key=lambda part: _size(part, shape))
     request = largest.request
     return Demand(
@@ -74,6 +83,7 @@ def demand_of(shape: Shape) -> Demand:
         compute=100 if request.whole else request.compute or 0,
         models=shape.wishes.models,
         not_models=shape.wishes.not_models,
+        instances=instances,
     )
 
 
@@ -193,6 +203,7 @@ class _Expected(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=
     memory: Annotated[int, msgspec.Meta(ge=1, le=1 << 50)] | None = None
     memory_percent: Annotated[int, msgspec.Meta(ge=1, le=100)] | None = None
     compute: Annotated[int, msgspec.Meta(ge=1, le=100)] | None = None
+    mig: Annotated[str, msgspec.Meta(max_length=_LONGEST_PROFILE, pattern=r"^[0-9a-z][0-9a-z.+]*$")] | None = None
     models: str = ""
 
 
@@ -205,7 +216,7 @@ def read_expected(text: bytes, *, unit: int) -> tuple[tuple[Demand, float], ...]
     Args:
         text: JSON, a list of objects with ``cpu`` (a quantity), ``gpus`` (0 for a pod that asks for none), ``memory`` in
             bytes or ``memoryPercent``, ``compute``, ``models`` and ``weight``. As in a pod, GPUs alone are whole ones and
-            compute alone is that percent of both.
+            compute alone is that percent of both. With ``mig``, a profile, ``gpus`` are instances of it.
         unit: bytes of one memory unit.
 
     Raises:
@@ -230,6 +241,10 @@ def _expected(entry: _Expected, path: str, unit: int) -> Demand:
         raise ConfigError(f"{path}: {error}") from error
     if entry.gpus == 0:
         return Demand(cpu=cpu)
+    if entry.mig is not None:
+        if (entry.memory, entry.memory_percent, entry.compute) != (None, None, None):
+            raise ConfigError(f"{path}: mig beside memory or compute; an instance has its own")
+        return Demand(cpu=cpu, instances=((profile_name(entry.mig), entry.gpus),))
     if entry.memory is not None and entry.memory_percent is not None:
         raise ConfigError(f"{path}: memory and memoryPercent together; write one of them")
     plain = entry.memory is None and entry.memory_percent is None

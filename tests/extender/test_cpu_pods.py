@@ -97,6 +97,15 @@ async def test_they_are_counted_once_where_they_take_cpu_from_gpus(cluster, with
     assert cluster.cluster.workload.total == pytest.approx(before + 1, rel=0.001)
 
 
+async def test_a_pod_that_asks_for_mig_instances_is_none_of_them(cluster, pod):
+    before = cluster.cluster.workload.total
+    cluster.server.put("pods", pod("m", mig="1g.10gb"))
+    await cluster.caught_up()
+    assert cluster.cluster.workload.total == pytest.approx(before + 1, rel=0.001), (
+        "seen before anybody knows where it goes"
+    )
+
+
 async def test_they_are_bound_without_a_plan(cluster, with_cpu):
     mode(cluster, "score")
     made = cluster.server.put("pods", with_cpu("28"))

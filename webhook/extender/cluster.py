@@ -207,7 +207,7 @@ class Cluster:
         if before is not None and (before.spec.node_name or not pod.spec.node_name):
             return
         demand = self._demands.of(pod)
-        if demand is not None and (before is None if demand.gpus else self.ledger.gpus(pod.spec.node_name)):
+        if demand is not None and (self.ledger.gpus(pod.spec.node_name) if demand.plain else before is None):
             self.workload.saw(demand)
 
     def _pod_gone(self, pod: Pod) -> None:
