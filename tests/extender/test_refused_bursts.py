@@ -247,3 +247,89 @@ async def test_forged_plans_close_nothing(rig, pod):
         rig.server.put("pods", made)
     await rig.caught_up()
     assert (await rig.filter(pod("p", units=32)))["NodeNames"] == ["n1"]
+
+
+@pytest.fixture
+async def low_elsewhere(rig):
+    """n1 is empty and has just refused a pod; n2 is full of a pod that anybody important could end."""
+    rig.put_node("n1", 64, first=1)
+    rig.put_node("n2", 64)
+    await rig.caught_up()
+    low = rig.put_pod("low", units=64)
+    assert await rig.bind(low, "n2") == ""
+    await refuse(rig, rig.put_pod("first", units=32))
+    return rig
+
+
+def ending(rig):
+    return [p["metadata"]["name"] for p in rig.server.objects("pods") if p["metadata"].get("deletionTimestamp")]
+
+
+async def look_for_victims(rig):
+    await rig.soon(rig.preemptor.sweep())
+    await rig.caught_up()
+
+
+async def waits(rig, name, *, space="default", units=64):
+    pod = rig.put_pod(name, units=units, spec={"priority": 100})
+    if space != "default":
+        rig.server.remove("pods", name, "default")
+        pod["metadata"]["namespace"] = space
+        rig.server.put("pods", pod)
+    await rig.caught_up()
+    assert (await rig.filter(pod))["NodeNames"] == []
+
+
+async def test_nobody_is_ended_for_a_node_that_refuses(refusing):
+    await runs_on(refusing, "n1", "a", space="other")
+    await waits(refusing, "high")
+    await look_for_victims(refusing)
+    assert ending(refusing) == []
+
+
+async def runs_on(rig, node, name, *, space):
+    pod = rig.put_pod(name, units=40)
+    rig.server.remove("pods", name, "default")
+    pod["metadata"]["namespace"] = space
+    rig.server.put("pods", pod)
+    await rig.caught_up()
+    assert await rig.bind(pod, node) == ""
+    await rig.caught_up()
+
+
+async def test_nobody_is_ended_for_who_need_only_wait_seconds(low_elsewhere, clock):
+    await waits(low_elsewhere, "high")
+    await look_for_victims(low_elsewhere)
+    assert ending(low_elsewhere) == []
+    for number in range(3):
+        clock.now += 10
+        await refuse(low_elsewhere, low_elsewhere.put_pod(f"again-{number}", units=32))
+    await look_for_victims(low_elsewhere)
+    assert ending(low_elsewhere) == ["low"], "it has refused for too long to be waited for"
+
+
+async def test_others_of_its_kind_are_helped_all_the_same(refusing):
+    await runs_on(refusing, "n1", "low", space="other")
+    await waits(refusing, "high", units=40)
+    await look_for_victims(refusing)
+    await waits(refusing, "high-2", space="third", units=40)
+    await look_for_victims(refusing)
+    assert ending(refusing) == ["low"]
+
+
+async def test_a_node_that_says_itself_that_it_is_away_is_not_waited_for(low_elsewhere, inventory):
+    text = inventory(64, first=1)
+    low_elsewhere.put_node("n1", inventory=text, allocatable=dict.fromkeys(NAMES.tickets, "0"))
+    await low_elsewhere.caught_up()
+    await waits(low_elsewhere, "high")
+    await look_for_victims(low_elsewhere)
+    assert ending(low_elsewhere) == ["low"]
+
+
+async def test_kube_schedulers_own_victims_are_struck_where_the_node_refuses(refusing):
+    await runs_on(refusing, "n1", "low", space="other")
+    high = refusing.put_pod("high", units=64, spec={"priority": 100})
+    await refusing.caught_up()
+    proposed = {"n1": {"Pods": [{"UID": "uid-low"}], "NumPDBViolations": 0}}
+    answer = await refusing.post("/preempt", {"Pod": high, "NodeNameToMetaVictims": proposed})
+    assert answer == {"NodeNameToMetaVictims": {}}

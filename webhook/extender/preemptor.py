@@ -30,7 +30,7 @@ from tessera.model.pod import Pod
 from tessera.placement.victims import Victims
 from webhook.extender.candidates import Candidates
 from webhook.extender.cluster import Cluster
-from webhook.extender.keeping import Promise
+from webhook.extender.keeping import Promise, kept_of
 from webhook.extender.metrics import Metrics
 from webhook.extender.waiting import Kind, Rejected, Waiting
 
@@ -129,7 +129,7 @@ class Preemptor:
         self._metrics = metrics
         self._candidates = candidates
         self._tokens = _Tokens(clock)
-        self._hopeless: dict[Kind, float] = {}
+        self._hopeless: dict[Kind | tuple[Kind, str], float] = {}
         self._named: dict[str, float] = {}
         self._some = asyncio.Event()
         waiting.subscribe(self._rejected)
@@ -155,7 +155,7 @@ class Preemptor:
         if not (self._config().preemption.enabled and self._leading()):
             return
         now = self._clock.monotonic()
-        self._hopeless = {kind: until for kind, until in self._hopeless.items() if until > now}
+        self._hopeless = {whom: until for whom, until in self._hopeless.items() if until > now}
         self._named = {uid: at for uid, at in self._named.items() if now - at < AGAIN}
         for kind in self._waiting.kinds():
             if not kind.preempts:
@@ -163,6 +163,8 @@ class Preemptor:
             for pod in self._waiting.of(kind, AT_ONCE):
                 if kind in self._hopeless:
                     break
+                if (kind, pod.namespace) in self._hopeless:
+                    continue
                 if not await self._help(pod):
                     # Those after it are less important: they wait with it for the right to evict.
                     return
@@ -173,6 +175,9 @@ class Preemptor:
         if promise is not None:
             if promise.ours and self._unnamed(pod.uid):
                 await self._nominate(pod, promise.node)
+            return True
+        there = self._cluster.pods.by_uid(pod.uid)
+        if there is None or not self._is_told_of(pod, there) or self._need_only_wait(pod, there):
             return True
         for _ in range(ATTEMPTS):
             if not self._tokens.has(1, self._config().preemption):
@@ -200,8 +205,28 @@ class Preemptor:
                 return True
             if end is _End.FAILED:
                 break
-        self._hopeless[pod.kind] = self._clock.monotonic() + AGAIN
+        # Nodes that refuse do so to some namespaces only; what was found says nothing of others then.
+        kept_away = bool(self._cluster.refusals.against(there))
+        self._hopeless[(pod.kind, pod.namespace) if kept_away else pod.kind] = self._clock.monotonic() + AGAIN
         return True
+
+    def _is_told_of(self, pod: Rejected, there: Pod) -> bool:
+        """The pod is as the filter was told; what came with a call is believed by nobody who ends others."""
+        kept = kept_of(there, self._cluster.names)
+        return (
+            kept is not None
+            and kept.asks == pod.kept.asks
+            and (there.spec.priority or 0) == pod.priority
+            and there.spec.preemption_policy != "Never"
+        )
+
+    def _need_only_wait(self, pod: Rejected, there: Pod) -> bool:
+        """A node that would do has refused a pod and is left alone: nobody is ended for these seconds."""
+        ledger = self._cluster.ledger
+        return any(
+            node in pod.listed and ledger.closed(node) is None and self._candidates.fits(pod, node)
+            for node in self._cluster.refusals.briefly(there)
+        )
 
     def _waits(self, pod: Rejected) -> bool:
         there = self._cluster.pods.by_uid(pod.uid)

@@ -23,6 +23,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final, Literal, NamedTuple
 
 from tessera.kube.clock import Clock
@@ -33,6 +34,9 @@ from tessera.placement.reasons import Reason, Rejection
 FIRST: Final = 2.0
 """Seconds for which one refusal closes a node. An agent that was killed is back after one to three."""
 LONGEST: Final = 30.0
+BRIEFLY: Final = 3
+"""Refusals in a row after which nobody counts on the node any more; by then the kubelet's status is 4 s overdue."""
+SOME: Final = 16
 FORGET: Final = 60.0
 """Seconds after it has opened again in which a node takes one pod at a time, if none has shown yet that it serves."""
 PATIENCE: Final = 30.0
@@ -145,6 +149,15 @@ class Refusals:
         if any(rest.trial not in ("", pod.metadata.uid) and now < rest.patience for rest in rests):
             return Rejection(Reason.REFUSING, what="and one pod is tried there first")
         return None
+
+    def briefly(self, pod: Pod) -> list[str]:
+        """Nodes that this pod has to leave alone now, but most likely for seconds only; `SOME` of them."""
+        found = (
+            node
+            for node in self._rests
+            if self.on(node, pod) is not None and max(r.times for r in self._concerning(node, pod)[0]) <= BRIEFLY
+        )
+        return list(islice(found, SOME))
 
     def _concerning(self, node: str, pod: Pod) -> tuple[list[_Rest], float]:
         """What keeps a pod from a node, and until when at least."""
