@@ -145,7 +145,7 @@ class Refusals:
         now = self._clock.monotonic()
         rests, until = self._concerning(node, pod)
         if now < until:
-            return Rejection(Reason.REFUSING, what=f"is tried again within {math.ceil(until - now)} s")
+            return Rejection(Reason.REFUSING, what=f"is tried again within {_about(until - now):g} s")
         if any(rest.trial not in ("", pod.metadata.uid) and now < rest.patience for rest in rests):
             return Rejection(Reason.REFUSING, what="and one pod is tried there first")
         return None
@@ -264,7 +264,7 @@ class Refusals:
             # It was on its way when the one before it was refused, and tells nothing new.
             return Refusal(bound.node, cause, who, 0.0)
         times = 1 if rest is None else rest.times + 1
-        seconds = min(LONGEST, FIRST * 2.0 ** min(times - 1, 16))
+        seconds = _wait(times)
         self._rests.setdefault(bound.node, there)[who] = _Rest(times, now, now + seconds)
         return Refusal(bound.node, cause, who, seconds)
 
@@ -293,6 +293,16 @@ class Refusals:
     def _tell(self, node: str) -> None:
         if self._opened is not None:
             self._opened(node)
+
+
+def _wait(times: int) -> float:
+    """Seconds for which the last of so many refusals in a row closes a node."""
+    return min(LONGEST, FIRST * 2.0 ** min(times - 1, 16))
+
+
+def _about(seconds: float) -> float:
+    """The next larger of those: kube-scheduler adds equal texts up, so that many nodes should say one of few."""
+    return next((wait for wait in map(_wait, range(1, 16)) if wait >= seconds), LONGEST)
 
 
 def cause_of(pod: Pod, names: Names) -> Cause:
