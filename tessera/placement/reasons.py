@@ -8,6 +8,7 @@ pass by itself decides in which map of the extender's answer it stands: `FailedN
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum
 from typing import Final, NamedTuple
 
@@ -73,8 +74,15 @@ class Reason(Enum):
         """Whether its numbers are memory units, whose size the text says too."""
         return "{asked}" in self.template
 
+    @property
+    def is_graded(self) -> bool:
+        """Whether one node has a little more of it than the next, so that many nodes may have as many texts."""
+        return "GPU has {have}" in self.template
+
 
 REASONS: Final = tuple(Reason)
+MOST_AMOUNTS: Final = 5
+"""Amounts that are told of one reason; kube-scheduler's event has room for some twenty texts of all reasons."""
 _CODES: Final = {reason: code for code, reason in enumerate(REASONS, 1)}
 
 
@@ -119,3 +127,17 @@ class Rejection(NamedTuple):
         if not amount:
             return ""
         return f" ({gib(amount) if amount >= GIB else f'{amount // MIB} MiB'})"
+
+
+def texts(rejections: Iterable[Rejection]) -> dict[Rejection, str]:
+    """What is said of each, where many nodes refuse: beyond `MOST_AMOUNTS` the largest amount speaks for all."""
+    found = dict.fromkeys(rejections, "")
+    alike: dict[Rejection, list[Rejection]] = {}
+    for rejection in found:
+        alike.setdefault(rejection._replace(have=0) if rejection.reason.is_graded else rejection, []).append(rejection)
+    for group in alike.values():
+        if len(group) <= MOST_AMOUNTS:
+            found |= {each: each.text for each in group}
+        else:
+            found |= dict.fromkeys(group, f"{max(group, key=lambda each: each.have).text} or less")
+    return found

@@ -67,6 +67,22 @@ async def test_every_name_has_its_reason_where_none_fits(rig, pod, inventory):
     }
 
 
+async def test_many_amounts_are_one_reason_so_that_the_event_holds_them_all(rig, pod):
+    """kube-scheduler adds equal texts up and cuts the sum at 1024 characters."""
+    for number in range(40):
+        rig.put_node(f"n{number}", 64, held=20 + number)
+    rig.put_node("small", 16)
+    await rig.caught_up()
+    answer = await rig.filter(pod("p", units=50), "small", *(f"n{number}" for number in range(40)))
+    assert set(answer["FailedNodes"].values()) == {"needs 50 units (12.5 GiB), best GPU has 44 (11 GiB) or less"}
+    assert answer["FailedAndUnresolvableNodes"] == {"small": "needs 50 units (12.5 GiB), largest GPU has 16 (4 GiB)"}
+    answer = await rig.filter(pod("q", units=50), "n0", "n1", "n2")
+    assert set(answer["FailedNodes"].values()) == {
+        f"needs 50 units (12.5 GiB), best GPU has {units} ({size} GiB)"
+        for units, size in ((44, "11"), (43, "10.75"), (42, "10.5"))
+    }
+
+
 async def test_a_pod_that_asks_nothing_passes_all_nodes_unchanged(rig, pod):
     rig.put_node("n1")
     await rig.caught_up()

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from tessera.model.names import MEMORY_UNIT
-from tessera.placement.reasons import REASONS, Reason, Rejection, by_code
+from tessera.placement.reasons import MOST_AMOUNTS, REASONS, Reason, Rejection, by_code, texts
 from tessera.placement.topology import Budget, groups, possible
 
 
@@ -45,6 +45,20 @@ def test_one_of_a_thing_is_said_in_the_singular(reason):
     assert not re.search(r"\b1 (\w+ )?(GPUs|units|instances)\b|\b1 (are|have)\b", f"{one}; {none}")
     two = Rejection(reason, 2, 0, "x").text
     assert not re.search(r"\b2 (\w+ )?(GPU|unit|instance)\b|\b0 (is|has)\b", two)
+
+
+def test_from_some_amounts_on_the_largest_speaks_for_all():
+    def some(*amounts):
+        return [Rejection(Reason.UNITS, 32, have, unit=MEMORY_UNIT) for have in amounts]
+
+    few, many = some(*range(MOST_AMOUNTS)), some(*range(MOST_AMOUNTS + 1))
+    assert texts(few) == {each: each.text for each in few}
+    assert set(texts(many).values()) == {f"{many[-1].text} or less"}
+    others = [Rejection(Reason.UNITS, 33, 20, unit=MEMORY_UNIT), Rejection(Reason.PERCENT, 50, 20)]
+    others += [Rejection(Reason.WHOLE_GPUS, 9, have) for have in range(9)]
+    assert {each: text for each, text in texts([*many, *others]).items() if each in others} == {
+        each: each.text for each in others
+    }
 
 
 def test_texts_are_short_enough_for_an_event_of_many():

@@ -1,6 +1,7 @@
 """A reason for every name: thousands of nodes, of which most say one of a few things.
 
-Worked out once per distinct reason and its numbers, so that refusing on 5,000 nodes takes 2 ms and not 20.
+Worked out once per distinct reason and its numbers, so that refusing on 5,000 nodes takes 2 ms and not 20. Where one reason
+comes with many amounts, the largest speaks for all: kube-scheduler joins the texts in one event, and cuts that.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from tessera.placement.reasons import Reason, Rejection
+from tessera.placement.reasons import Reason, Rejection, texts
 from tessera.placement.scores import ShapeRow
 from webhook.extender.namelists import NameList
 
@@ -50,15 +51,16 @@ def verdicts(row: ShapeRow, listed: NameList, kept_from: Mapping[str, Rejection]
     if len(listed.known) < len(rows):
         keys = [key if at >= 0 else _UNKNOWN for key, at in zip(keys, rows, strict=True)]
     found = Verdicts()
-    now: dict[_Key, str] = {}
-    never: dict[_Key, str] = {}
+    rejections: dict[_Key, Rejection] = {}
     several = Counter(keys)
     for key, at in dict(zip(keys, rows, strict=True)).items():
         if key[0] == 0 and every:
             continue
-        rejection = _rejection(row, key, at)
+        rejections[key] = rejection = _rejection(row, key, at)
         found.counts[rejection.reason] += several[key]
-        (never if rejection.reason.never else now)[key] = rejection.text
+    told = texts(rejections.values())
+    now = {key: told[rejection] for key, rejection in rejections.items() if not rejection.reason.never}
+    never = {key: told[rejection] for key, rejection in rejections.items() if rejection.reason.never}
     found.now = _named(listed.names, keys, now)
     found.never = _named(listed.names, keys, never)
     if every:
