@@ -209,7 +209,12 @@ async def test_continuous_reviews_survive_a_roll_from_one_replica_to_the_next(we
     assert all(answered)
 
 
-async def test_in_a_cluster_two_replicas_share_a_secret_and_the_api_server_trusts_them(webhook, tmp_path, until):
+@pytest.mark.parametrize("wrong", [0.0, 315_360_000.0, -315_360_000.0], ids=["right", "ahead", "behind"])
+async def test_in_a_cluster_two_replicas_share_a_secret_and_the_api_server_trusts_them(
+    webhook, tmp_path, until, clock, wrong
+):
+    """Whatever the replicas' own clocks say: the API server verifies by the real time, which it tells in its answers."""
+    clock.now += wrong
     async with FakeApiServer() as api:
         api.add_namespace("tessera-system")
         api.add_namespace("team")
@@ -243,6 +248,9 @@ async def test_in_a_cluster_two_replicas_share_a_secret_and_the_api_server_trust
                     made = await answer.json()
                     assert answer.status == 201, made
                 assert "tessera.dev/request" in made["metadata"]["annotations"]
+            _, text = await one.status(http, "/metrics")
+        ahead = next(line for line in text.splitlines() if line.startswith("tessera_clock_ahead_seconds "))
+        assert float(ahead.split()[1]) == pytest.approx(wrong, abs=60)
 
 
 async def test_an_api_server_that_is_away_at_start_is_waited_for(webhook, tmp_path):

@@ -1,7 +1,7 @@
 """Keeps our authority in the caBundle of our webhook configurations, so that API servers trust what we serve.
 
-A bundle is only ever joined: an authority that is there and alive stays, since another replica, or an API server that has
-not seen the change yet, may still need it. Nothing is written where nothing is missing, and a patch names the
+A bundle is only ever joined: an authority that is there stays, since another replica, or an API server that has not seen the
+change yet, may still need it. Nothing is written where nothing is missing, and a patch names the
 resourceVersion it was made for, so replicas that look at the same time don't undo each other's work.
 
 Where cert-manager's injector looks after a configuration (its annotation says so), this keeps its hands off.
@@ -13,13 +13,11 @@ import base64
 import binascii
 import logging
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
 
 from tessera.kube.client import ApiClient, Patch
-from tessera.kube.clock import Clock
 from tessera.kube.errors import ConflictError, InvalidError, KubeError, NotFoundError
 from tessera.kube.resources import MUTATING_WEBHOOKS, VALIDATING_WEBHOOKS, Resource
 from webhook.admission.metrics import Metrics
@@ -57,18 +55,16 @@ _DECODER: Final = msgspec.json.Decoder(_Configuration)
 class CaBundle:
     """Looks after the configurations of one name, mutating and validating."""
 
-    def __init__(self, client: ApiClient, *, name: str, clock: Clock, metrics: Metrics) -> None:
+    def __init__(self, client: ApiClient, *, name: str, metrics: Metrics) -> None:
         """Look at nothing yet.
 
         Args:
             client: to the API server; needs get and patch on the two configurations by name.
             name: of the MutatingWebhookConfiguration and of the ValidatingWebhookConfiguration.
-            clock: tells which authorities have ended.
             metrics: of this process.
         """
         self._client = client
         self._name = name
-        self._clock = clock
         self._metrics = metrics
         self._trouble = ""
 
@@ -109,11 +105,10 @@ class CaBundle:
         _log.info("%s: our authority is in the caBundle of its webhooks", resource.describe(name=self._name))
 
     def _changes(self, webhooks: Sequence[_Webhook], bundle: str) -> list[dict[str, object]]:
-        now = datetime.fromtimestamp(self._clock.wall(), UTC)
         changes: list[dict[str, object]] = []
         for index, webhook in enumerate(webhooks):
             there = _decoded(webhook.clientConfig.caBundle)
-            wanted = join_bundles(bundle, there, now=now)
+            wanted = join_bundles(bundle, there)
             if wanted != there:
                 value = base64.b64encode(wanted.encode()).decode()
                 changes.append({"op": "add", "path": f"/webhooks/{index}/clientConfig/caBundle", "value": value})

@@ -17,14 +17,17 @@ from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import Final
 
+from cryptography.x509 import Certificate
+
 from tessera.kube.clock import Clock
 from tessera.kube.errors import KubeError
 from webhook.admission.certstore import DirectoryStore, Store, Stored
 from webhook.admission.metrics import Metrics
-from webhook.admission.selfmade import CertificateError, Material, due, leaf, make, names_of, renew
+from webhook.admission.selfmade import CertificateError, Material, due, in_force, leaf, make, names_of, renew
 
 POLL: Final = 15.0
 """Seconds between looks at the store. The kubelet itself takes up to a minute to bring a changed Secret into a folder."""
+_MOMENT: Final = "%Y-%m-%d %H:%M:%SZ"
 _ATTEMPTS: Final = 5
 """Rounds of "somebody was first, read again" before waiting for the next look."""
 
@@ -49,7 +52,7 @@ class Certificates:
             mounted: a folder where others may have put a pair; it comes first.
             own: where to keep a pair of our own if there is no mounted one; None makes none. May be the same folder.
             names: DNS names and addresses by which clients call us.
-            clock: tells what is due and paces the looks.
+            clock: tells what is due and paces the looks; the API server's time where there is one, since it verifies.
             metrics: of this process.
         """
         self.context = _context()
@@ -61,7 +64,7 @@ class Certificates:
         self._clock = clock
         self._metrics = metrics
         self._version: tuple[str, str] | None = None
-        self._ends: datetime | None = None
+        self._served: Certificate | None = None
         self._trouble: str | None = "no certificate has been loaded yet"
         self._subscribers: list[Callable[[], None]] = []
 
@@ -94,15 +97,14 @@ class Certificates:
             await self.look()
 
     def problem(self) -> str | None:
-        """Why the webhook should not get traffic: no certificate, or one that has ended.
+        """Why the webhook should not get traffic: no certificate, or one that has ended or not begun.
 
         Trouble with a new one is no reason while the old one is good.
         """
         if self._version is None:
             return self._trouble or "no certificate"
-        if self._ends is not None and self._ends <= self._now():
-            return f"the certificate in force ended at {self._ends:%Y-%m-%d %H:%M:%S}Z"
-        return None
+        wrong = self._served is not None and _out_of_force(self._served, self._now())
+        return f"the certificate in use {wrong}" if wrong else None
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock.wall(), UTC)
@@ -130,8 +132,8 @@ class Certificates:
         if own is None:
             return None
         for _ in range(_ATTEMPTS):
-            now = self._now()
             stored = await own.read()
+            now = self._now()  # after the answer, which tells the API server's time
             why, wanted = self._wanted(stored, now)
             if wanted is None:
                 return stored
@@ -157,17 +159,18 @@ class Certificates:
         """Put a pair into force.
 
         Raises:
-            CertificateError: it is broken, or has ended while the one in force has not.
+            CertificateError: it is broken, or has ended or not begun while the one in force is good.
         """
-        certificate = leaf(material)
-        ends = certificate.not_valid_after_utc
-        if ends <= self._now() and self._ends is not None and self._ends > ends:
-            raise CertificateError(f"{where} holds a certificate that ended at {ends:%Y-%m-%d %H:%M:%S}Z")
+        certificate, now = leaf(material), self._now()
+        wrong = _out_of_force(certificate, now)
+        if wrong and self._served is not None and in_force(self._served, now):
+            raise CertificateError(f"{where} holds a certificate that {wrong}")
         _load(_context(), material, where)
         _load(self.context, material, where)
         self.bundle = material.bundle
         self.ours = material.ours
-        self._ends = ends
+        self._served = certificate
+        ends = certificate.not_valid_after_utc
         self._metrics.certificate_expiry.set(ends.timestamp())
         _log.info(
             "certificate of %s in force until %s, for %s", where, ends.date(), ", ".join(names_of(certificate)[:12])
@@ -181,6 +184,14 @@ class Certificates:
             kept = "; the one in force stays" if self._version is not None else ""
             _log.error("%s%s", trouble, kept)
         self._trouble = trouble
+
+
+def _out_of_force(certificate: Certificate, now: datetime) -> str:
+    """Say how a certificate is not in force; "" where it is."""
+    if in_force(certificate, now):
+        return ""
+    begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return f"begins at {begins:{_MOMENT}}" if now < begins else f"ended at {ends:{_MOMENT}}"
 
 
 def _context() -> ssl.SSLContext:

@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 from prometheus_client import CollectorRegistry
 
+from tessera.daemon.clockgauge import show_clock
 from tessera.daemon.configfile import ConfigFile
 from tessera.daemon.flags import Flags, address
 from tessera.daemon.run import Signals, run
@@ -25,6 +26,7 @@ from tessera.kube.clock import Clock, SystemClock
 from tessera.kube.config import SERVICE_ACCOUNT_DIR, connect
 from tessera.kube.errors import KubeError
 from tessera.kube.resources import NODES
+from tessera.kube.servertime import ServerClock
 from tessera.kube.watch import WatchCache
 from tessera.model.config import parse
 from tessera.model.names import Names
@@ -88,6 +90,8 @@ async def serve(options: Namespace, signals: Signals, *, clock: Clock, environ: 
     metrics = Metrics(registry)
     config = ConfigFile(options.config, lambda text: parse(text, dialects=OPTIONS), registry=registry)
     signals.on_hangup(config.reload)
+    clock = ServerClock(clock)
+    show_clock(clock, registry)
     async with AsyncExitStack() as stack:
         client = _client(options, environ, clock)
         nodes = None
@@ -118,7 +122,7 @@ async def serve(options: Namespace, signals: Signals, *, clock: Clock, environ: 
         _log.info("listening on %s, status %s", server.address, status.address)
         jobs = [config.follow(), certificates.follow(), watch_loop(metrics)]
         if client is not None:
-            bundle = CaBundle(client, name=options.webhook_configuration, clock=clock, metrics=metrics)
+            bundle = CaBundle(client, name=options.webhook_configuration, metrics=metrics)
             jobs.append(_keep_bundle(bundle, certificates))
         if nodes is not None:
             jobs.append(nodes.run())
@@ -149,12 +153,13 @@ def names_of_service(options: Namespace, namespace: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(own))
 
 
-def _client(options: Namespace, environ: Mapping[str, str], clock: Clock) -> ApiClient | None:
+def _client(options: Namespace, environ: Mapping[str, str], clock: ServerClock) -> ApiClient | None:
     """A client where we are told of an API server; a kubeconfig that merely lies in the home folder does not count."""
     if not (options.kubeconfig or environ.get("KUBERNETES_SERVICE_HOST") or environ.get("KUBECONFIG")):
         return None
     connection = connect(options.kubeconfig, environ=environ, clock=clock)
-    return ApiClient(connection, clock=clock, rng=Random(), user_agent="tessera-webhook")  # noqa: S311  jitter
+    rng = Random()  # noqa: S311  jitter
+    return ApiClient(connection, clock=clock, rng=rng, user_agent="tessera-webhook", dates=clock.heard)
 
 
 def _nodes(client: ApiClient, names: Names, clock: Clock) -> WatchCache[GpuNode]:

@@ -26,8 +26,8 @@ from tessera.model.errors import TesseraError
 
 AUTHORITY_LIFE: Final = timedelta(days=3 * 365)
 SERVING_LIFE: Final = timedelta(days=90)
-SKEW: Final = timedelta(hours=1)
-"""Certificates begin this long before now: API servers' clocks may be behind ours."""
+SKEW: Final = timedelta(days=1)
+"""Certificates begin this long before now: of several API servers one's clock may be behind the one that we heard."""
 MOST_NAMES: Final = 32
 MOST_AUTHORITIES: Final = 8
 
@@ -77,26 +77,29 @@ def due(material: Material, names: Sequence[str], *, now: datetime) -> str:
     """Say what has to be renewed: ``authority``, ``serving`` or nothing ("").
 
     Each is due at two thirds of its life; an authority goes first and a serving certificate that is still good waits for
-    the next look, so that the bundle is out before anything is signed by the new one.
+    the next look, so that the bundle is out before anything is signed by the new one. What begins in the future was made by
+    a clock that was wrong, and is due at once: nobody accepts it, and it would not be due for longer than it lasts.
 
     Raises:
         CertificateError: the material can't be read.
     """
     serving = leaf(material)
     authorities = parse_bundle(material.bundle)
-    if not authorities or serving.not_valid_after_utc <= now or not set(names) <= set(names_of(serving)):
+    if not authorities or not in_force(serving, now) or not set(names) <= set(names_of(serving)):
         return "serving"
     if _load_key(material.key).public_key() != serving.public_key():
         return "serving"
-    if _two_thirds(authorities[0]) <= now:
+    if not _signed_by_any(serving, [each for each in authorities if in_force(each, now)]):
+        return "serving"
+    if _two_thirds(authorities[0]) <= now or not in_force(authorities[0], now):
         return "authority"
-    if _two_thirds(serving) <= now or not _signed_by_any(serving, authorities):
+    if _two_thirds(serving) <= now:
         return "serving"
     return ""
 
 
 def renew(material: Material, what: str, names: Sequence[str], *, now: datetime) -> Material:
-    """Renew the authority (the old ones stay in the bundle until they end) or the serving certificate.
+    """Renew the authority or the serving certificate. Old authorities stay in the bundle until they end.
 
     Names that the certificate has and that are not asked for are kept, so that two replicas with different flags don't
     take each other's names away for ever.
@@ -106,7 +109,7 @@ def renew(material: Material, what: str, names: Sequence[str], *, now: datetime)
     """
     if what == "authority" or not _usable_authority(material, now):
         authority, key = _authority(now)
-        old = [each for each in parse_bundle(material.bundle) if each.not_valid_after_utc > now]
+        old = [each for each in parse_bundle(material.bundle) if in_force(each, now)]
         material = replace(
             material,
             bundle="".join(_pem(each) for each in [authority, *old][:MOST_AUTHORITIES]),
@@ -115,6 +118,11 @@ def renew(material: Material, what: str, names: Sequence[str], *, now: datetime)
         if what == "authority":
             return material
     return _sign(material, list(dict.fromkeys([*names, *names_of(leaf(material))]))[:MOST_NAMES], now=now)
+
+
+def in_force(certificate: x509.Certificate, now: datetime) -> bool:
+    """Whether a certificate has begun and not ended."""
+    return certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc
 
 
 def leaf(material: Material) -> x509.Certificate:
@@ -158,21 +166,23 @@ def parse_bundle(bundle: str) -> list[x509.Certificate]:
         raise CertificateError(f"ca.crt holds no certificates in PEM: {error}") from error
 
 
-def join_bundles(ours: str, there: str, *, now: datetime) -> str:
-    """Put our authorities in front of those that are in use already; what has ended or can't be read is left out.
+def join_bundles(ours: str, there: str) -> str:
+    """Put our authorities in front of those that are in use already; what can't be read is left out.
+
+    Dates decide nothing: an authority that has ended does no harm, while one that is thrown away by a clock that was wrong
+    may be what another replica serves by. The oldest go when there are more than `MOST_AUTHORITIES`.
 
     Returns:
-        `there` itself where nothing of ours is missing in it and nothing has to go.
+        `there` itself where nothing of ours is missing in it.
     """
     wanted = parse_bundle(ours)
     try:
         present = parse_bundle(there)
     except CertificateError:
         present = []
-    alive = [each for each in present if each.not_valid_after_utc > now]
-    if present and len(alive) == len(present) and all(each in present for each in wanted):
+    if present and all(each in present for each in wanted):
         return there
-    joined = [*wanted, *(each for each in alive if each not in wanted)]
+    joined = [*wanted, *(each for each in present if each not in wanted)]
     return "".join(_pem(each) for each in joined[:MOST_AUTHORITIES])
 
 
@@ -253,9 +263,9 @@ def _two_thirds(certificate: x509.Certificate) -> datetime:
 
 
 def _usable_authority(material: Material, now: datetime) -> bool:
-    """Whether the bundle's first authority is alive and the key is its own."""
+    """Whether the bundle's first authority is in force and the key is its own."""
     authorities = parse_bundle(material.bundle)
-    if not authorities or authorities[0].not_valid_after_utc <= now:
+    if not authorities or not in_force(authorities[0], now):
         return False
     try:
         return _load_key(material.authority_key).public_key() == authorities[0].public_key()
