@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final, Literal, NamedTuple
@@ -131,23 +131,27 @@ class Refusals:
 
     def against(self, pod: Pod) -> dict[str, Rejection]:
         """By name, the nodes that this pod has to leave alone now, and why."""
-        found = {}
-        for node in self._rests:
-            why = self.on(node, pod)
+        if not self._rests:
+            return {}
+        found, whos, now = {}, _whos(pod), self._clock.monotonic()
+        for node, there in self._rests.items():
+            why = self._why(there, pod.metadata.uid, whos, now)
             if why is not None:
                 found[node] = why
         return found
 
     def on(self, node: str, pod: Pod) -> Rejection | None:
         """Why a pod has to leave a node alone now; None where it may go there."""
-        if node not in self._rests:
-            return None
-        now = self._clock.monotonic()
-        rests, until = self._concerning(node, pod)
+        there = self._rests.get(node)
+        return self._why(there, pod.metadata.uid, _whos(pod), self._clock.monotonic()) if there else None
+
+    @staticmethod
+    def _why(there: dict[Who, _Rest], uid: str, whos: Iterable[Who], now: float) -> Rejection | None:
+        rests, until = _concerning(there, whos)
         if now < until:
-            return Rejection(Reason.REFUSING, what=f"is tried again within {_about(until - now):g} s")
-        if any(rest.trial not in ("", pod.metadata.uid) and now < rest.patience for rest in rests):
-            return Rejection(Reason.REFUSING, what="and one pod is tried there first")
+            return _CLOSED[_about(until - now)]
+        if any(rest.trial not in ("", uid) and now < rest.patience for rest in rests):
+            return _TRIED
         return None
 
     def briefly(self, pod: Pod) -> list[str]:
@@ -155,20 +159,10 @@ class Refusals:
         found = (
             node
             for node in self._rests
-            if self.on(node, pod) is not None and max(r.times for r in self._concerning(node, pod)[0]) <= BRIEFLY
+            if self.on(node, pod) is not None
+            and max(rest.times for rest in _concerning(self._rests[node], _whos(pod))[0]) <= BRIEFLY
         )
         return list(islice(found, SOME))
-
-    def _concerning(self, node: str, pod: Pod) -> tuple[list[_Rest], float]:
-        """What keeps a pod from a node, and until when at least."""
-        there = self._rests.get(node, {})
-        found = [there[who] for who in _whos(pod) if who in there]
-        until = max((rest.until for rest in found), default=-math.inf)
-        spaces = [rest for who, rest in there.items() if not who.controller]
-        if len(spaces) >= QUORUM:
-            found += spaces
-            until = max(until, sorted(rest.until for rest in spaces)[-QUORUM])
-        return found, until
 
     # What bind tells.
 
@@ -179,7 +173,7 @@ class Refusals:
         while len(self._bound) >= MOST_BOUND:
             self._settle(next(iter(self._bound)))
         self._bound[uid] = _Bound(node, now)
-        for rest in self._concerning(node, pod)[0]:
+        for rest in _concerning(self._rests.get(node, {}), _whos(pod))[0]:
             rest.trial, rest.patience = uid, now + PATIENCE
 
     def unbound(self, uid: str) -> None:
@@ -295,6 +289,23 @@ class Refusals:
             self._opened(node)
 
 
+def _concerning(there: dict[Who, _Rest], whos: Iterable[Who]) -> tuple[list[_Rest], float]:
+    """What keeps a pod from a node, and until when at least.
+
+    Args:
+        there: of the node.
+        whos: the pod is one of.
+    """
+    found = [there[who] for who in whos if who in there]
+    until = max((rest.until for rest in found), default=-math.inf)
+    if len(there) >= QUORUM:
+        spaces = [rest for who, rest in there.items() if not who.controller]
+        if len(spaces) >= QUORUM:
+            found += spaces
+            until = max(until, sorted([rest.until for rest in spaces])[-QUORUM])
+    return found, until
+
+
 def _wait(times: int) -> float:
     """Seconds for which the last of so many refusals in a row closes a node."""
     return min(LONGEST, FIRST * 2.0 ** min(times - 1, 16))
@@ -302,7 +313,13 @@ def _wait(times: int) -> float:
 
 def _about(seconds: float) -> float:
     """The next larger of those: kube-scheduler adds equal texts up, so that many nodes should say one of few."""
-    return next((wait for wait in map(_wait, range(1, 16)) if wait >= seconds), LONGEST)
+    return next((wait for wait in _CLOSED if wait >= seconds), LONGEST)
+
+
+_CLOSED: Final = {
+    wait: Rejection(Reason.REFUSING, what=f"is tried again within {wait:g} s") for wait in map(_wait, range(1, 16))
+}
+_TRIED: Final = Rejection(Reason.REFUSING, what="and one pod is tried there first")
 
 
 def cause_of(pod: Pod, names: Names) -> Cause:
