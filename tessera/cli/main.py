@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         # The demo runs every part; no other command needs more than its own extra.
         extras = "webhook,node,cli" if given[:1] == ["demo"] else "cli"
-        return _say(f"{program}: {error}; install what commands need: pip install 'tessera-gpu[{extras}]'", FAILED)
+        return _say(f"{program}: {error}; in a checkout: pip install '.[{extras}]'", FAILED)
     except Exception as error:
         if os.environ.get("TESSERA_DEBUG"):
             raise

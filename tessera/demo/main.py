@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
 import os
 import random
 import signal
@@ -39,6 +40,9 @@ from tessera.testing.scheduler import FakeScheduler, SchedulerSettings
 EXAMPLES: Final = Path(__file__).parents[2] / "examples"
 """In a checkout; an installed package has none, and the demo then draws all its pods."""
 
+_NEEDED: Final = ("cryptography", "grpc", "jsonpatch", "numpy")
+"""Of what the parts' extras bring, one each."""
+
 MOST: Final = 1000
 """Of pods and of rounds."""
 
@@ -62,7 +66,14 @@ def _count(text: str) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Play the demo; 0 only where every check holds, 1 where one does not, 3 where it could not be played."""
+    """Play the demo; 0 only where every check holds, 1 where one does not, 3 where it could not be played.
+
+    Raises:
+        ModuleNotFoundError: what a part needs is not installed.
+    """
+    for module in _NEEDED:
+        # Else a part would say so, in a log.
+        importlib.import_module(module)
     # A pipe or a log has no width of its own; a table cut at 80 columns tells nobody anything.
     width = None if sys.stdout.isatty() else 132
     console = Console(no_color=arguments.no_color or "NO_COLOR" in os.environ, highlight=False, width=width)

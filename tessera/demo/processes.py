@@ -158,7 +158,9 @@ def program(name: str, *arguments: str) -> list[str]:
     """
     path = os.path.join(os.path.dirname(sys.executable), name)
     if not os.access(path, os.X_OK):
-        raise DemoError(f"{name} is not installed beside {sys.executable}; install tessera-gpu with its extras")
+        raise DemoError(
+            f"{name} is not installed beside {sys.executable}; in a checkout: pip install '.[webhook,node,cli]'"
+        )
     return [path, *arguments]
 
 

@@ -43,7 +43,7 @@ def _raise(error):
     [
         (TesseraError("the cluster is away"), 2, "tessera play: the cluster is away"),
         (FileNotFoundError(2, "No such file", "x"), 2, "tessera play: x: No such file"),
-        (ModuleNotFoundError("No module named 'rich'"), 2, "pip install 'tessera-gpu[cli]'"),
+        (ModuleNotFoundError("No module named 'rich'"), 2, "in a checkout: pip install '.[cli]'"),
         (KeyError("x"), 70, "a mistake of this program's: KeyError: 'x'"),
         (RecursionError("too deep"), 70, "RecursionError"),
         (MemoryError(), 70, "MemoryError"),
