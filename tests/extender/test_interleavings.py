@@ -31,9 +31,9 @@ from webhook.extender.metrics import Metrics
 from webhook.extender.wire import BindArgs, FilterArgs, SchedulingPod
 
 NAMES = names()
-UNITS = 64
+UNITS, GPUS = 64, 1
 NODES = ("n1", "n2")
-GPUS = 1
+REFUSED = {"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": NAMES.memory_units}
 LATE = 30.0  # seconds within which a write whose answer was lost may still arrive
 
 
@@ -321,12 +321,12 @@ class Interleavings(RuleBasedStateMachine):
             except (NotFoundError, ConflictError):
                 return
 
-    @rule(pod=asked, phase=st.sampled_from(["Running", "Succeeded", "Failed"]))
-    def phase(self, pod, phase):
+    @rule(pod=asked, told=st.sampled_from([*({"phase": each} for each in ("Running", "Succeeded", "Failed")), REFUSED]))
+    def phase(self, pod, told):
         key = ("d", pod.metadata.name)
         there = self.server.pods.get(key)
         if there is not None and there.metadata.uid == pod.metadata.uid and there.spec.node_name and not there.ended:
-            self.set_pod(key, msgspec.structs.replace(there, status=msgspec.structs.replace(there.status, phase=phase)))
+            self.set_pod(key, msgspec.structs.replace(there, status=msgspec.structs.replace(there.status, **told)))
 
     @rule(pod=asked, node=st.sampled_from([*NODES, None]))
     def nominate(self, pod, node):
@@ -418,6 +418,7 @@ class Interleavings(RuleBasedStateMachine):
             self.cluster.tick()
             self.turn()
         assert all(task.done() for task in self.tasks)
+        assert len(self.cluster.refusals) == 0, "every node is open again"
         pods, nodes, anew = self.new_cluster()
         nodes.relist(self.server.nodes)
         pods.relist(self.server.pods)
@@ -440,8 +441,7 @@ class Interleavings(RuleBasedStateMachine):
         }
 
     def numbers(self, ledger, name):
-        row = ledger.row(name)
-        view = ledger.columns.held
+        view, row = ledger.columns.held, ledger.row(name)
         return [view.units[row].tolist(), view.percent[row].tolist(), view.compute[row].tolist()]
 
 
