@@ -26,15 +26,17 @@ from deviceplugin.nvml.driver import NvmlDriver
 from deviceplugin.nvml.pci import PciBus
 from deviceplugin.nvml.source import GpuSource
 from deviceplugin.processes import ProcessMap
+from tessera.daemon.clockgauge import show_clock
 from tessera.daemon.configfile import ConfigFile
 from tessera.daemon.run import Signals
 from tessera.daemon.status import StatusServer
 from tessera.kube.access import Connection
 from tessera.kube.client import ApiClient
-from tessera.kube.clock import SystemClock
+from tessera.kube.clock import Clock, SystemClock
 from tessera.kube.config import connect
 from tessera.kube.errors import ConnectionConfigError, KubeError
 from tessera.kube.resources import NODES
+from tessera.kube.servertime import ServerClock
 from tessera.model.config import parse
 
 _log = logging.getLogger(__name__)
@@ -63,7 +65,8 @@ async def serve(options: Namespace, signals: Signals) -> None:
     """Run one agent until it is told to stop."""
     # The thread that looks at the GPUs computes for milliseconds; the kubelet's call is not to wait for its turn of five.
     sys.setswitchinterval(SWITCH)
-    clock, rng, registry = SystemClock(), Random(), CollectorRegistry()  # noqa: S311 - jitter
+    clock, rng, registry = ServerClock(SystemClock()), Random(), CollectorRegistry()  # noqa: S311 - jitter
+    show_clock(clock, registry)
     config = ConfigFile(options.config, parse, registry=registry)
     paths = HostPaths.under(options.host_root, proc=options.proc_root, sysfs=options.sysfs)
     pci = PciBus(paths.sysfs)
@@ -71,7 +74,7 @@ async def serve(options: Namespace, signals: Signals) -> None:
         connection = _connection(options.kubeconfig, clock=clock)
         client = None
         if connection is not None:
-            client = ApiClient(connection, clock=clock, rng=rng, user_agent="tessera-node")
+            client = ApiClient(connection, clock=clock, rng=rng, user_agent="tessera-node", dates=clock.heard)
             await stack.enter_async_context(client)
         kubelet_pods = _kubelet_pods(options, connection)
         if kubelet_pods is not None:
@@ -115,7 +118,7 @@ async def serve(options: Namespace, signals: Signals) -> None:
             following.cancel()
 
 
-def _connection(kubeconfig: str | None, *, clock: SystemClock) -> Connection | None:
+def _connection(kubeconfig: str | None, *, clock: Clock) -> Connection | None:
     try:
         return connect(kubeconfig, environ=os.environ, clock=clock)
     except ConnectionConfigError as error:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from email.utils import formatdate
+
+import msgspec
 import pytest
 
+from tessera.kube.clock import rfc3339
+from tessera.kube.servertime import ServerClock
 from tessera.model.names import names
+from tessera.model.pod import Pod
+from tessera.placement.ledger import Ledger
+from webhook.extender.keeping import OVERDUE, Keeper
 
 NAMES = names()
 HIGH = {"priority": 100}
@@ -132,6 +140,22 @@ async def test_what_is_ending_for_ever_is_not_believed_to_end(promised, pod):
     promised.server.put("pods", victim)
     await promised.caught_up()
     assert (await takes(promised, pod("small", units=16), "n1"))[0] == ["n1"]
+
+
+@pytest.mark.parametrize("wrong", [86_400.0, -86_400.0, 315_360_000.0, -315_360_000.0])
+def test_who_is_ending_is_told_by_the_clock_of_the_api_server_that_set_the_deadline(clock, monkeypatch, wrong):
+    true = clock.wall()
+    monkeypatch.setattr(clock, "wall", lambda: true + wrong)
+    time = ServerClock(clock)
+    time.heard(formatdate(true, usegmt=True))
+    keeper = Keeper(Ledger(), names=NAMES, clock=time)
+    metadata = {"name": "p", "namespace": "n", "uid": "u", "deletionTimestamp": rfc3339(true + 30)}
+    keeper.pod_seen(msgspec.convert({"metadata": metadata, "spec": {"nodeName": "n1"}}, Pod))
+    assert keeper.going("n1") == {"u"}
+    clock.now += 30 + OVERDUE - 5
+    assert keeper.going("n1") == {"u"}
+    clock.now += 10
+    assert keeper.going("n1") == set()
 
 
 async def test_what_has_no_room_anyway_keeps_nothing(rig, pod):

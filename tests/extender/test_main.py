@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from argparse import Namespace
 
 import aiohttp
@@ -63,6 +64,12 @@ async def until(condition):
         await asyncio.sleep(0.01)
 
 
+@pytest.fixture
+def ten_years_ahead(monkeypatch):
+    monkeypatch.setattr(program.SystemClock, "wall", lambda _self: time.time() + 315_360_000)
+
+
+@pytest.mark.usefixtures("ten_years_ahead")
 async def test_it_serves_until_it_is_told_to_stop(server, tmp_path, objects, drained, caplog):
     node, pod = objects
     server.put("nodes", node("n1", 64))
@@ -89,7 +96,11 @@ async def test_it_serves_until_it_is_told_to_stop(server, tmp_path, objects, dra
         body = json.dumps({"Pod": pod("p", units=4), "NodeNames": ["n1"]})
         async with session.post(f"http://{url}/filter", data=body) as answer:
             assert (await answer.json())["NodeNames"] == ["n1"]
-        assert "tessera_gpus 1.0" in (await get("/metrics"))[1]
+        _, metrics = await get("/metrics")
+        assert "tessera_gpus 1.0" in metrics
+        ahead = next(line for line in metrics.splitlines() if line.startswith("tessera_clock_ahead_seconds "))
+        assert float(ahead.split()[1]) == pytest.approx(315_360_000, abs=30)
+        assert "ahead of the API server's" in caplog.text
         signals.stop.set()
         assert await get("/readyz") == (503, "draining: stopping\n")
         async with session.post(f"http://{url}/filter", data=body) as answer:

@@ -7,6 +7,8 @@ import os
 import re
 import signal
 import sys
+import time
+from email.utils import formatdate
 from pathlib import Path
 
 import aiohttp
@@ -54,6 +56,7 @@ async def line(process, pattern):
 
 async def test_it_serves_says_so_and_leaves_nothing_behind(make_cluster, launch, tmp_path):
     cluster = await make_cluster(agent=False)
+    cluster.api.date = lambda: formatdate(time.time() + 7200, usegmt=True)
     config = tmp_path / "config.yaml"
     config.write_text("headroomPerGpu: 1Gi\n")
     process = await launch(
@@ -72,6 +75,9 @@ async def test_it_serves_says_so_and_leaves_nothing_behind(make_cluster, launch,
             async with session.get(f"http://{address}{path}") as answer:
                 assert answer.status == 200, await answer.text()
                 assert text in await answer.text()
+        async with session.get(f"http://{address}/metrics") as answer:
+            ahead = re.search(r"^tessera_clock_ahead_seconds (\S+)$", await answer.text(), re.MULTILINE)
+            assert float(ahead[1]) == pytest.approx(-7200, abs=5)
         config.write_text("headroomPerGpu: 2Gi\n")
         process.send_signal(signal.SIGHUP)
         await cluster.until(lambda: cluster.kubelet.capacity().allocatable.get(UNITS) == 632 - 16)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
+from email.utils import formatdate
 
 import pytest
 
+from tessera.kube.client import ApiClient
 from tessera.kube.clock import parse_rfc3339, rfc3339
+from tessera.kube.config import StaticConnection
 from tessera.kube.errors import ConflictError, UnavailableError
 from tessera.kube.leases import LeaseKeeper, LeaseObserver
+from tessera.kube.servertime import ServerClock
 from tessera.testing.apiserver import Cut, StatusError, on
 
 
@@ -83,6 +87,20 @@ async def test_a_holder_from_the_future_counts_for_no_longer_than_others(api, cl
     assert await observer.refresh() == "scheduler-1"
     clock.now += 15.1
     assert observer.holder == ""
+
+
+@pytest.mark.parametrize("wrong", [86_400.0, -86_400.0, 315_360_000.0, -315_360_000.0])
+@pytest.mark.parametrize(("age", "holder"), [(5.0, "scheduler-1"), (3600.0, "")])
+async def test_a_wrong_clock_of_our_own_is_not_what_a_record_is_judged_by_at_first_sight(  # noqa: PLR0917
+    api, clock, monkeypatch, wrong, age, holder
+):
+    lease(api, "scheduler-1", clock, age=age)
+    true = clock.wall()
+    api.date = lambda: formatdate(true, usegmt=True)
+    monkeypatch.setattr(clock, "wall", lambda: true + wrong)
+    server = ServerClock(clock)
+    async with ApiClient(StaticConnection(api.url), clock=server, rng=random.Random(1), dates=server.heard) as client:
+        assert await LeaseObserver(client, name="l", namespace="kube-system", clock=server).refresh() == holder
 
 
 @pytest.mark.parametrize("renewed", ["", "yesterday", "2026-01-01T00:00:00", None])

@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 from prometheus_client import CollectorRegistry
 
+from tessera.daemon.clockgauge import show_clock
 from tessera.daemon.configfile import ConfigFile
 from tessera.daemon.flags import Flags, address
 from tessera.daemon.run import Signals, run
@@ -23,6 +24,7 @@ from tessera.kube.clock import SystemClock
 from tessera.kube.config import connect
 from tessera.kube.events import EventRecorder
 from tessera.kube.resources import NODES, PODS
+from tessera.kube.servertime import ServerClock
 from tessera.kube.watch import WatchCache
 from tessera.model.config import Config, parse
 from tessera.model.errors import ConfigError
@@ -72,14 +74,15 @@ async def serve(options: Namespace, signals: Signals) -> None:
     registry = CollectorRegistry()
     config = ConfigFile(options.config, parse, registry=registry)
     signals.on_hangup(config.reload)
-    clock, rng = SystemClock(), Random()  # noqa: S311  jitter
+    clock, rng = ServerClock(SystemClock()), Random()  # noqa: S311  jitter
+    show_clock(clock, registry)
     metrics = Metrics(registry)
     async with AsyncExitStack() as stack:
         collector = Collector(clock)
         stack.callback(collector.close)
         connection = connect(options.kubeconfig, environ=os.environ, clock=clock)
         client = await stack.enter_async_context(
-            ApiClient(connection, clock=clock, rng=rng, user_agent="tessera-extender")
+            ApiClient(connection, clock=clock, rng=rng, user_agent="tessera-extender", dates=clock.heard)
         )
         names = config.current.names
         pods = WatchCache(client, PODS, msgspec.json.Decoder(Pod), clock=clock, rng=rng)
