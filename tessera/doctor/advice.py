@@ -10,7 +10,7 @@ from tessera.doctor.capacity import Capacity, Verdict, asked_of
 from tessera.doctor.finding import counted, several
 from tessera.doctor.objects import Event, LookedNode, LookedPod
 from tessera.model.config import Config
-from tessera.model.quantity import binary
+from tessera.model.quantity import gib
 from tessera.model.tickets import Ask
 
 _MOST_NODES: Final = 8
@@ -121,12 +121,16 @@ def _waiting(pod: LookedPod, told: Told, around: Surroundings, scheduler: str) -
 def _less(pod: LookedPod, asked: Sequence[Ask], around: Surroundings) -> Iterable[str]:
     config = around.config
     best, largest = Capacity(around.nodes or (), around.pods or (), config).largest()
-    free = binary(best * config.memory_unit)
-    most = binary(largest * config.memory_unit)
-    if any(ask.request.whole for ask in asked):
-        yield f"A GPU is free as a whole only when every slice on it has ended; a slice of up to {free} would fit now."
-    else:
+    free, most = gib(best * config.memory_unit), gib(largest * config.memory_unit)
+    if not largest:
+        yield "No open node has a healthy GPU now; why stands above, and tessera doctor tells how to mend it."
+    elif any(ask.request.whole for ask in asked):
+        now = f"a slice of up to {free} would fit now" if best else "no slice would fit now either"
+        yield f"A GPU is free as a whole only when every slice on it has ended; {now}."
+    elif best:
         yield f"The most that is free on one GPU now is {free} (largest GPU: {most}): ask for less, or wait until pods end."
+    else:
+        yield f"No GPU has memory left (largest GPU: {most}): wait until pods end, or add GPUs."
     priority = pod.spec.priority or 0
     lower = sum(
         1

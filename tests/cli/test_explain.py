@@ -51,9 +51,7 @@ async def test_a_pod_that_waits_for_room(cluster):
     _, out, _ = await cluster.run("explain", "default/big")
     assert "why      needs 20 units (5 GiB), best GPU has 10 (2.5 GiB): n1" in out
     assert "kube-scheduler says: 0/1 nodes are available: 1 needs 20 units." in out
-    assert "next     The most that is free on one GPU now is 2560Mi (largest GPU: 22.5Gi)" in out.replace(
-        "23040Mi", "22.5Gi"
-    )
+    assert "next     The most that is free on one GPU now is 2.5 GiB (largest GPU: 22.5 GiB)" in out
 
 
 async def test_a_pod_that_no_node_will_ever_take(cluster):
@@ -82,6 +80,23 @@ async def test_closed_nodes_are_told(cluster):
     _, out, _ = await cluster.run("explain", "waits")
     assert "node's agent is draining: n1" in out
     assert "No scheduler has tried it yet" in out
+    assert "No open node has a healthy GPU now" in out
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        ({N.memory_units: "5"}, "No GPU has memory left (largest GPU: 22.5 GiB)"),
+        ({N.memory_percent: "100", N.compute_percent: "100"}, "no slice would fit now either"),
+    ],
+)
+async def test_a_full_cluster_has_nothing_to_offer(cluster, limits, said):
+    cluster.node()
+    for gpu in (A, B):
+        cluster.pod(f"fill-{gpu}", 90, node="n1", gpu=gpu)
+    cluster.pod("late", limits=limits)
+    _, out, _ = await cluster.run("explain", "late")
+    assert said in " ".join(out.split())
 
 
 async def test_gates_hold_a_pod(cluster):
