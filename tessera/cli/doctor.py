@@ -30,6 +30,7 @@ from tessera.doctor.checks import CHECKS
 from tessera.doctor.evidence import Read
 from tessera.doctor.finding import COULD_NOT_LOOK, Examination, Finding, Outcome, counted
 from tessera.kube.clock import SystemClock
+from tessera.kube.servertime import ServerClock
 from tessera.model.errors import TesseraError
 from tessera.report.plaintext import short
 
@@ -88,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _examine(arguments: argparse.Namespace) -> Examination:
-    clock = SystemClock()
+    clock = ServerClock(SystemClock())
     checks = chosen(arguments.only)
     where = Where(
         namespace=arguments.system_namespace,

@@ -31,6 +31,7 @@ from tessera.doctor.story import SliceTold, Story, tell
 from tessera.doctor.times import ago
 from tessera.kube.clock import SystemClock
 from tessera.kube.resources import CONFIGMAPS, EVENTS, NODES, PODS
+from tessera.kube.servertime import ServerClock
 from tessera.model.errors import TesseraError
 
 NO_SUCH_POD: Final = 2
@@ -71,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _read(arguments: argparse.Namespace, namespace: str, name: str) -> Story:
-    clock = SystemClock()
+    clock = ServerClock(SystemClock())
     with Progress() as progress:
         async with client(arguments.kubeconfig, clock) as api:
             looker = Looker(api, tell=progress)

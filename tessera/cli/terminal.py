@@ -21,8 +21,9 @@ from tessera.doctor.evidence import Look, Settings
 from tessera.doctor.objects import ConfigMap
 from tessera.doctor.settings import settings
 from tessera.kube.client import ApiClient
-from tessera.kube.clock import Clock, SystemClock
+from tessera.kube.clock import SystemClock
 from tessera.kube.config import connect
+from tessera.kube.servertime import ServerClock
 from tessera.report.plaintext import plain, plain_json
 
 SYSTEM_NAMESPACE: Final = "tessera-system"
@@ -67,15 +68,19 @@ def from_file(path: str) -> Settings:
     return Settings(read_config(path), path)
 
 
-def client(kubeconfig: str | None, clock: Clock | None = None) -> ApiClient:
+def client(kubeconfig: str | None, clock: ServerClock | None = None) -> ApiClient:
     """A client of the cluster that is meant; make it inside a running event loop.
+
+    Args:
+        kubeconfig: the value of ``--kubeconfig``, or None.
+        clock: learns the API server's time, for who compares with moments in objects.
 
     Raises:
         ConnectionConfigError: which one can't be told.
     """
-    passing = clock or SystemClock()
+    passing, rng = clock or ServerClock(SystemClock()), random.Random()  # noqa: S311  jitter
     connection = connect(kubeconfig, environ=os.environ, clock=passing)
-    return ApiClient(connection, clock=passing, rng=random.Random(), user_agent="tessera-cli")  # noqa: S311  jitter
+    return ApiClient(connection, clock=passing, rng=rng, user_agent="tessera-cli", dates=passing.heard)
 
 
 class _Output(Console):

@@ -71,8 +71,9 @@ def lifetimes(evidence: Evidence) -> Seen:
         if pem.problem or not pem.certificates:
             findings.append(_unreadable(where, f"caBundle: {pem.problem or 'no certificate'}"))
             continue
-        # Older authorities may end beside a newer one, so the last to end decides.
-        last = max(pem.certificates, key=lambda each: each.not_valid_after_utc)
+        # Older authorities may end beside a newer one, so the last to end decides; what has not begun is nobody's yet.
+        begun = [each for each in pem.certificates if each.not_valid_before_utc.timestamp() <= evidence.now]
+        last = max(begun or pem.certificates, key=lambda each: each.not_valid_after_utc)
         findings += _life(where, "the newest authority in caBundle", last, evidence.now)
         shortest.append(_days(last, evidence.now))
     try:

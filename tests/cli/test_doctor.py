@@ -1,6 +1,9 @@
 """`tessera doctor` against an API server: what it reads, what it says where it may not look, and its exit codes."""
 
+import base64
 import json
+from datetime import UTC, datetime, timedelta
+from email.utils import formatdate
 
 import pytest
 from aiohttp import web
@@ -9,6 +12,7 @@ from tessera.cli.main import main
 from tessera.testing.apiserver import status
 from tessera.testing.apiserver.access import User
 from tessera.testing.apiserver.faults import Cut, on
+from webhook.admission.selfmade import make
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202eevil"
 
@@ -166,6 +170,18 @@ async def test_the_webhook_s_secret_and_service(cluster):
         "secret",
         "mutatingwebhookconfiguration",
     }
+
+
+async def test_days_are_counted_by_the_api_server_s_clock_and_a_wrong_one_of_our_own_is_said(cluster, caplog):
+    server = datetime.now(UTC) + timedelta(days=3650)
+    cluster.api.date = lambda: formatdate(server.timestamp(), usegmt=True)
+    made = make(["tessera-webhook.tessera-system.svc"], now=server)
+    certificate = base64.b64encode(made.certificate.encode()).decode()
+    name = {"name": "tessera-webhook-certificate", "namespace": "tessera-system"}
+    cluster.api.put("secrets", {"metadata": name, "data": {"tls.crt": certificate}})
+    _, out, _ = await cluster.run("doctor", "-o", "json", "--only", "certificate-life")
+    assert by_id(out)["certificate-life"]["findings"] == []
+    assert "behind the API server's" in caplog.text
 
 
 async def test_hostile_objects_do_nothing_to_a_terminal(cluster):

@@ -103,8 +103,8 @@ def test_endpoints(only, ready, severity):
 @pytest.mark.parametrize(
     ("ago", "told"),
     [
-        (70, ("warning", "in 20 days, and has not been renewed")),
-        (88, ("error", "in 47 hours")),
+        (69, ("warning", "in 20 days, and has not been renewed")),
+        (87, ("error", "in 48 hours")),
         (91, ("error", "ended at")),
     ],
 )
@@ -120,6 +120,28 @@ def test_a_serving_certificate_nears_its_end(only, cluster, material, ago, told)
     assert found.object == f"secret/{CERTIFICATES}"
     assert found.severity == told[0]
     assert told[1] in found.seen
+
+
+def test_an_authority_that_a_wrong_clock_has_left_is_not_the_newest(findings, cluster, material):
+    """Nothing that begins in ten years is in use; what is beside it decides."""
+    ahead = cluster.material(ago=-timedelta(days=3650))
+
+    def trust(text):
+        bundle = base64.b64encode(text.encode()).decode()
+        return lambda trees: [
+            trees[0]
+            | {
+                "webhooks": [
+                    h | {"clientConfig": h["clientConfig"] | {"caBundle": bundle}} for h in trees[0]["webhooks"]
+                ]
+            }
+        ]
+
+    both = trust(material.bundle + ahead.bundle)
+    assert findings(mutating=both, validating=both) == {}
+    alone = trust(ahead.bundle)
+    told = findings(mutating=alone, validating=alone)
+    assert all("is valid from" in each.seen for each in told["certificate-life"])
 
 
 def test_a_certificate_of_another_authority(findings, cluster):
