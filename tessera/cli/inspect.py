@@ -26,6 +26,7 @@ _FULL, _EMPTY = "█", "░"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `tessera inspect`."""
+    parser.epilog = "Exit code: 0 shown, 3 could not look, or no such node."
     add_common(parser)
     parser.add_argument("--domain", default=DOMAIN, help="domain of the installation's names (default %(default)s)")
     parser.add_argument("--memory-unit", default="256Mi", help="memory unit of the installation (default %(default)s)")
@@ -37,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         found = asyncio.run(_read(arguments.kubeconfig, names(arguments.domain, whole(arguments.memory_unit))))
     except TesseraError as error:
-        sys.stderr.write(f"tessera inspect: {text(str(error))}\n")
+        sys.stderr.write(f"tessera inspect: could not look: {text(str(error))}\n")
         return 3
     if arguments.node:
         known = {node.name for node in found.nodes}

@@ -57,7 +57,7 @@ async def test_an_api_server_that_is_away(cluster):
     await cluster.api.stop()
     code, out, err = await cluster.run("inspect")
     assert (code, out) == (3, "")
-    assert err.startswith("tessera inspect: ")
+    assert err.startswith("tessera inspect: could not look: ")
 
 
 @pytest.mark.parametrize("output", ["table", "wide", "json"])
