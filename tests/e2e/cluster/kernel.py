@@ -14,6 +14,8 @@ from cluster.processes import ended, send, start_time
 from cluster.record import Record, Started
 
 CGROUPS = Path("/sys/fs/cgroup")
+SYSTEM = 6
+"""Processes of the system that are busy at the same time: API server, etcd, controllers, scheduler, kubelet, containerd."""
 SYSCTLS = Path("/proc/sys")
 
 # What the kubelet (container manager), the bridge plugin and kube-proxy set, and nobody sets back.
@@ -137,10 +139,24 @@ def make_cgroup(record: Record, name: str) -> None:
         for setting in ("cpuset.cpus", "cpuset.mems"):
             if (root / setting).exists() and (path / setting).exists():
                 (path / setting).write_text((root / setting).read_text())
+        _weigh(path)
         control = root / "cgroup.subtree_control"
         if control.exists() and root == CGROUPS:
             wanted = (root / "cgroup.controllers").read_text().split()
             control.write_text(" ".join(f"+{each}" for each in wanted))
+
+
+def _weigh(path: Path) -> None:
+    """Give the pods the part of the processors that a node gives them.
+
+    There they weigh 1024 for each processor, against 1024 of a system slice with the kubelet and the runtime in it. Here
+    those, and the control plane, are processes of the root cgroup, where each single one weighs as much as such a slice.
+    """
+    weight = 1024 * (os.cpu_count() or 1)
+    # cgroup v2 counts from 1 to 10,000 with 100 for what is 1024 in v1.
+    for name, value in (("cpu.shares", SYSTEM * weight), ("cpu.weight", SYSTEM * weight * 100 // 1024)):
+        if (path / name).exists():
+            (path / name).write_text(str(value))
 
 
 def cgroup_folders(name: str) -> list[Path]:

@@ -15,9 +15,9 @@ AWAY = float(os.environ.get("TESSERA_E2E_AWAY", "120"))
 """Seconds without an API server; a shorter time is for whoever works on these tests."""
 RECOVERS = 150.0
 IDS = "TESSERA_GPU_IDS"
-BACK = 150.0
-"""Seconds until owned pods are back where the webhook was on the same node: its controllers were refused meanwhile, and wait
-twice as long before each further try. With a webhook elsewhere it is less: test_two_nodes."""
+BACK = 60.0
+"""Seconds from the reboot's end until owned pods are back, the webhook's replicas and the scheduler being on the same node:
+their controllers are refused until the webhook serves, and wait twice as long before each further try."""
 
 
 def gpus(space, uid):
