@@ -24,6 +24,7 @@ from tessera.model.errors import AnnotationError, RequestError
 from tessera.model.plan import Plan, PlannedSlice
 from tessera.model.plan import decode as decode_plan
 from tessera.model.pod import Pod
+from tessera.model.quantity import size
 from tessera.model.request import ContainerRequest
 from tessera.model.tickets import Ask, asks
 from tessera.placement.company import ANYBODY, Company, company
@@ -272,9 +273,10 @@ class Placing:
             total = self._ledger.held_with(gpu, caller.owner, piece, init=caller.role == "init")
             if not self._board.fits(gpu, total):
                 held = self._ledger.held(gpu, without=caller.uid)
+                unit = self._names.memory_unit
                 return (
-                    f"GPU {gpu} has no room: {held.all_units} of {capacity} units and {held.compute} % of compute are "
-                    f"given, it needs {piece.all_units} units and {piece.compute} %"
+                    f"GPU {gpu} has no room: {size(held.all_units * unit)} of {size(capacity * unit)} and {held.compute} % of "
+                    f"compute are given, it needs {size(piece.all_units * unit)} and {piece.compute} %"
                 )
             if len(free) < per:
                 return f"the kubelet offers {len(free)} of the {per} device IDs that it needs on GPU {gpu}"

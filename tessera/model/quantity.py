@@ -111,3 +111,8 @@ def binary(amount: int) -> str:
 def gib(amount: int) -> str:
     """Write bytes for people, in GiB with at most two decimals: 8589934592 -> ``8 GiB``."""
     return f"{amount / GIB:.2f}".rstrip("0").rstrip(".") + " GiB"
+
+
+def size(amount: int) -> str:
+    """Write bytes for people: in GiB as `gib` does, whole MiB where that is less than one: 268435456 -> ``256 MiB``."""
+    return gib(amount) if amount >= GIB else f"{amount // MIB} MiB"

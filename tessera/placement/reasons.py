@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from enum import Enum
 from typing import Final, NamedTuple
 
-from tessera.model.quantity import GIB, MIB, gib
+from tessera.model.quantity import size
 
 
 class Reason(Enum):
@@ -126,7 +126,7 @@ class Rejection(NamedTuple):
         amount = units * self.unit
         if not amount:
             return ""
-        return f" ({gib(amount) if amount >= GIB else f'{amount // MIB} MiB'})"
+        return f" ({size(amount)})"
 
 
 def texts(rejections: Iterable[Rejection]) -> dict[Rejection, str]:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tessera.model.errors import QuantityError
-from tessera.model.quantity import GIB, MIB, binary, gib, parse, whole
+from tessera.model.quantity import GIB, MIB, binary, gib, parse, size, whole
 
 
 @pytest.mark.parametrize(
@@ -93,3 +93,7 @@ def test_for_people():
     assert binary(1000) == "1000"
     assert gib(8 * GIB) == "8 GiB"
     assert gib(GIB // 2) == "0.5 GiB"
+    assert size(8 * GIB) == "8 GiB"
+    assert size(5 * GIB // 2) == "2.5 GiB"
+    assert size(768 * MIB) == "768 MiB"
+    assert size(0) == "0 MiB"

@@ -126,6 +126,15 @@ async def test_a_plan_on_a_sick_gpu_goes_elsewhere(kubelet, bind, make_pod, boar
     assert (answer.grant.gpus, answer.kind) == ((B,), "drift")
 
 
+async def test_a_plan_for_which_there_is_no_room_goes_elsewhere_and_says_the_sizes(kubelet, bind, make_pod, caplog):
+    bind(make_pod("p", {"main": {UNITS: 300}}, plan={"main": [(A, 300, 0)]}))
+    await kubelet.give("p", "main", UNITS, 300)
+    bind(make_pod("q", {"main": {UNITS: 32}}, plan={"main": [(A, 32, 0)]}))
+    assert (await kubelet.give("q", "main", UNITS, 32)).grant.gpus == (B,)
+    said = f"GPU {A} has no room: 75 GiB of 80 GiB and 0 % of compute are given, it needs 8 GiB and 0 %"
+    assert said in caplog.text
+
+
 async def test_a_gpu_of_another_plugin_is_never_chosen(kubelet, bind, make_pod, board):
     board.withhold([A])
     bind(make_pod("p", {"main": {UNITS: 8}}, plan={"main": [(A, 8, 0)]}))
