@@ -152,9 +152,9 @@ def _weigh(path: Path) -> None:
     There they weigh 1024 for each processor, against 1024 of a system slice with the kubelet and the runtime in it. Here
     those, and the control plane, are processes of the root cgroup, where each single one weighs as much as such a slice.
     """
-    weight = 1024 * (os.cpu_count() or 1)
-    # cgroup v2 counts from 1 to 10,000 with 100 for what is 1024 in v1.
-    for name, value in (("cpu.shares", SYSTEM * weight), ("cpu.weight", SYSTEM * weight * 100 // 1024)):
+    times = SYSTEM * (os.cpu_count() or 1)
+    # Each with its own unit and its largest value; 1024 of cgroup v1 are 100 of v2.
+    for name, value in (("cpu.shares", min(1024 * times, 262_144)), ("cpu.weight", min(100 * times, 10_000))):
         if (path / name).exists():
             (path / name).write_text(str(value))
 
