@@ -107,14 +107,21 @@ class ServerClock:
         if not self._wrong and abs(ahead) >= STEP:
             self._wrong = True
             _log.warning(
-                "this machine's clock is %.0f s %s the API server's, whose time is used for certificates and for moments "
+                "this machine's clock is %s %s the API server's, whose time is used for certificates and for moments "
                 "in objects; set the one that is wrong (chronyc tracking, timedatectl)",
-                abs(ahead),
+                _length(abs(ahead)),
                 "ahead of" if ahead > 0 else "behind",
             )
         elif self._wrong and abs(ahead) < STEP / 2:
             self._wrong = False
             _log.info("this machine's clock agrees with the API server's again")
+
+
+def _length(seconds: float) -> str:
+    for size, unit in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def parse_date(text: str) -> float | None:

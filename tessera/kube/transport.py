@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -47,6 +48,8 @@ _CONNECTIONS: Final = 256
 _LARGE: Final = 512 << 10
 _BACKOFF_BASE: Final = 0.1
 _BACKOFF_CAP: Final = 3.0
+_UNTIMELY: Final = (9, 10)
+"""OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED (openssl/x509_vfy.h)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,7 +295,16 @@ def _failure(call: Call, error: Exception, *, sent: bool) -> ApiError:
 
 
 def _text(error: Exception) -> str:
-    return str(error) or type(error).__name__
+    text = str(error) or type(error).__name__
+    return f"{text}; see that this machine's clock is right" if _untimely(error) else text
+
+
+def _untimely(error: Exception) -> bool:
+    """Whether the server's certificate was refused for its dates, which a wrong clock of ours does to every server."""
+    if not isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return False
+    cause = error.certificate_error
+    return isinstance(cause, ssl.SSLCertVerificationError) and cause.verify_code in _UNTIMELY
 
 
 async def _mark_sent(_session: aiohttp.ClientSession, context: SimpleNamespace, _params: object) -> None:

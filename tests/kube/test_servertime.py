@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import ssl
+from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
 
 import pytest
@@ -11,15 +14,17 @@ from hypothesis import strategies as st
 
 from tessera.kube.client import ApiClient
 from tessera.kube.config import StaticConnection
-from tessera.kube.errors import KubeError
+from tessera.kube.errors import KubeError, UnavailableError
 from tessera.kube.resources import CONFIGMAPS, LEASES
 from tessera.kube.servertime import AGREED, EARLIEST, LATEST, ServerClock, parse_date
 from tessera.testing.apiserver import StatusError, on
+from webhook.admission.selfmade import make
 
 TRUE = 1_790_000_000.0
 """When the clocks below begin, by the right time."""
 DAY = 86_400.0
-JUMPS = [DAY, -DAY, 3650 * DAY, -3650 * DAY, -1.7e9]
+YEARS = 3650 * DAY
+JUMPS = [DAY, -DAY, YEARS, -YEARS, -1.7e9]
 
 
 class Machine:
@@ -171,16 +176,27 @@ def test_a_wrong_clock_is_said_once_and_its_end_too(clock, machine, caplog):
     caplog.set_level("INFO")
     clock.heard(date(machine.true))
     assert caplog.records == []
-    machine.wrong = -7200.0
+    machine.wrong = -7300.0
     for _ in range(20):
         machine.passed += 5
         clock.heard(date(machine.true))
-    assert [(each.levelname, "7200 s behind" in each.message) for each in caplog.records] == [("WARNING", True)]
+    assert [(each.levelname, "2 hours behind" in each.message) for each in caplog.records] == [("WARNING", True)]
     machine.wrong = 0.0
     for _ in range(20):
         machine.passed += 5
         clock.heard(date(machine.true))
     assert [each.levelname for each in caplog.records] == ["WARNING", "INFO"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"), [(90.5, "90 s"), (700, "12 minutes"), (-1e5, "28 hours"), (YEARS, "3650 days")]
+)
+def test_a_difference_is_said_in_words_for_people(clock, machine, caplog, wrong, said):
+    clock.heard(date(machine.true))
+    machine.wrong = wrong
+    machine.passed += 1
+    clock.heard(date(machine.true))
+    assert f"clock is {said} {'ahead of' if wrong > 0 else 'behind'} the API server's" in caplog.text
 
 
 @pytest.fixture
@@ -202,6 +218,23 @@ async def test_a_watch_tells_the_time_as_it_opens(asking, clock, machine):
     machine.wrong = DAY
     async with asking.watch(LEASES, resource_version="0", lasts=5, idle_timeout=5):
         assert off(clock, machine) <= 1
+
+
+@pytest.mark.parametrize("wrong", [YEARS, -YEARS])
+async def test_a_certificate_refused_for_its_dates_makes_one_look_at_the_clock(clock, tmp_path, wrong):
+    """A clock that is wrong by more than the API server's certificate lasts cuts us off from it."""
+    made = make(["127.0.0.1"], now=datetime.now(UTC) + timedelta(seconds=wrong))
+    for name, content in (("crt", made.certificate), ("key", made.key)):
+        (tmp_path / name).write_text(content)
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(tmp_path / "crt", tmp_path / "key")
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=serving)
+    async with server:
+        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        trusting = StaticConnection(url, tls=ssl.create_default_context(cadata=made.bundle))
+        async with ApiClient(trusting, clock=clock, rng=random.Random(1)) as client:
+            with pytest.raises(UnavailableError, match="see that this machine's clock is right"):
+                await client.read("/version")
 
 
 async def test_who_answers_for_a_server_that_is_away_is_not_asked_for_the_time(api, asking, clock, machine):
