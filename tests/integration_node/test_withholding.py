@@ -37,7 +37,7 @@ async def test_a_gpu_with_any_slice_is_not_given_whole(make_cluster):
     cluster.pod("another", {PERCENT: 100, COMPUTE: 100})
     message = await cluster.rejected("another")
     # Whoever notices first says so.
-    assert "whole GPUs" in message or "Available: 99" in message or "enough resource" in message
+    assert "whole GPU" in message or "Available: 99" in message or "enough resource" in message
 
 
 async def test_a_freed_slice_comes_back_in_every_view(make_cluster):
