@@ -63,8 +63,11 @@ async def test_a_sick_gpu_that_is_full_leaves_the_free_one_beside_it_usable(make
     slice_ = cluster.pod("slice", {UNITS: 158}, plan={"main": [(1, 158, 0)]})
     await cluster.running_pod("slice")
     assert cluster.given(slice_)[UNITS] == {cluster.gpu(1)}
+    await cluster.until(lambda: allocatable(cluster) == [316, 50, 100])
     cluster.api.remove("pods", "slice", "default")
     await cluster.until(lambda: cluster.agent.board.ledger.pods == {full})
+    # The kubelet hears of it a moment later, and rejects a pod that comes in between.
+    await cluster.until(lambda: allocatable(cluster) == [316, 100, 100])
     whole = cluster.pod("whole", {PERCENT: 100, COMPUTE: 100}, plan={"main": [(1, 316, 100)]})
     await cluster.running_pod("whole")
     assert cluster.given(whole)[PERCENT] == {cluster.gpu(1)}
