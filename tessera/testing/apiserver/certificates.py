@@ -16,7 +16,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-_LIFE: Final = timedelta(days=30)
+LIFE: Final = timedelta(days=30)
+AGE: Final = timedelta(minutes=5)
+"""A little, for clocks that are a little behind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +37,20 @@ class KeyPair:
 class Authority:
     """Signs certificates and keeps them as files in one directory."""
 
-    def __init__(self, directory: str) -> None:
-        """Make a new authority in `directory`."""
+    def __init__(self, directory: str, *, life: timedelta = LIFE, age: timedelta = AGE) -> None:
+        """Make a new authority in `directory`.
+
+        Args:
+            directory: of its files.
+            life: how long from now all its certificates are good.
+            age: how long they have been good already.
+        """
         self._directory = directory
+        self._life, self._age = life, age
         self._key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fake-kube-apiserver-ca")])
         self._certificate = (
-            _builder(name, name, self._key.public_key())
+            self._builder(name, name, self._key.public_key())
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(_usage(signs=True), critical=True)
             .sign(self._key, hashes.SHA256())
@@ -70,7 +79,7 @@ class Authority:
     ) -> KeyPair:
         key = ec.generate_private_key(ec.SECP256R1())
         builder = (
-            _builder(subject, self._certificate.subject, key.public_key())
+            self._builder(subject, self._certificate.subject, key.public_key())
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(signs=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
@@ -87,26 +96,26 @@ class Authority:
             self._write(f"{file}.key", encoded),
         )
 
+    def _builder(
+        self, subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey
+    ) -> x509.CertificateBuilder:
+        now = datetime.now(UTC)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(issuer)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - self._age)
+            .not_valid_after(now + self._life)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        )
+
     def _write(self, name: str, content: bytes) -> str:
         path = os.path.join(self._directory, name)
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(content)
         return path
-
-
-def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
-    now = datetime.now(UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key)
-        .serial_number(x509.random_serial_number())
-        # A little earlier, for clocks that are a little behind.
-        .not_valid_before(now - timedelta(minutes=5))
-        .not_valid_after(now + _LIFE)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-    )
 
 
 def _usage(*, signs: bool) -> x509.KeyUsage:

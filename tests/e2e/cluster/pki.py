@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from datetime import timedelta
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
@@ -13,6 +14,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cluster.settings import Settings
 from tessera.testing.apiserver.certificates import Authority
 
+# Good for every time to which a test sets a part's clock.
+DECADES = timedelta(days=20 * 365)
 # User -> (name, groups). The API server reads the tokens only at its start.
 ADMIN = "admin"
 USERS = {
@@ -27,7 +30,7 @@ def write(settings: Settings) -> dict[str, str]:
     """Make an authority, certificates, tokens and kubeconfigs; return the token of each user."""
     settings.pki.mkdir(parents=True, exist_ok=True, mode=0o700)
     settings.kubeconfig(ADMIN).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    authority = Authority(str(settings.pki))
+    authority = Authority(str(settings.pki), life=DECADES, age=DECADES)
     hosts = (settings.address, settings.kubernetes_service, "127.0.0.1", "localhost", "kubernetes.default.svc")
     authority.server(hosts, file="apiserver")
     authority.client("kube-apiserver", ("system:masters",), file="kubelet-client")
