@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from tessera.daemon.flags import variable_of
 from tessera.model.errors import TesseraError
@@ -81,7 +81,15 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
-class Parser(argparse.ArgumentParser):
+class _Plain(argparse.ArgumentParser):
+    """What was written wrong is told in short: a script may have put anything there."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say so, and end with code 2."""
+        super().error(plain(message))
+
+
+class Parser(_Plain):
     """Every flag is an environment variable too, TESSERA_ and its name in capitals; the command line wins."""
 
     def __init__(self, *, environ: Mapping[str, str] = os.environ, **options: Any) -> None:
@@ -111,9 +119,7 @@ class Parser(argparse.ArgumentParser):
 
 def _parser(program: str, given: list[str]) -> argparse.ArgumentParser:
     """The program's parser; only the command that is called is imported and has its flags declared."""
-    parser = argparse.ArgumentParser(
-        prog=program, description="Tessera: slices of GPUs for Kubernetes.", allow_abbrev=False
-    )
+    parser = _Plain(prog=program, description="Tessera: slices of GPUs for Kubernetes.", allow_abbrev=False)
     parser.add_argument("--version", action=_Version, nargs=0, help="say the version and stop")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="command", parser_class=Parser)
     for name, (module, purpose) in COMMANDS.items():

@@ -153,6 +153,19 @@ def test_the_programs_name_is_what_people_type(monkeypatch, capsys, name):
     assert all(command in out for command in ("mutate", "inspect", "demo"))
 
 
+@pytest.mark.parametrize(
+    "arguments", [["x" * 5000], ["mutate", "-f", "x", "-o", "x" * 5000], ["mutate", "-f", "x", "--" + "\x1b" * 5000]]
+)
+def test_a_wrong_command_line_is_told_in_short_and_plain(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        door.main(arguments)
+    err = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert "…" in err
+    assert len(err) < 3000
+    assert "\x1b" not in err
+
+
 def test_the_version(capsys):
     with pytest.raises(SystemExit) as ended:
         door.main(["--version"])
