@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from product import pods, truth
-from product.names import PLAN
 from product.space import is_planned
 from product.watching import Watching
 
@@ -24,23 +23,6 @@ def test_deleted_before_it_is_bound(space):
     space.just()
 
 
-def test_deleted_between_bind_and_admission(space, product):
-    """Nobody on the node ever heard of it; its slice is used by the next one."""
-
-    def meanwhile():
-        space.create(*(pods.pod(f"never{number}", {"gpu": 1}) for number in range(4)))
-        for number in range(4):
-            space.until(f"never{number}", lambda pod: PLAN in pod["metadata"].get("annotations", {}))
-            space.delete(f"never{number}", gracePeriodSeconds=0)
-
-    space.cluster.restart_kubelet(between=meanwhile)
-    product.wait_serving()
-
-    # Force-deleted objects vanish without a terminal phase: their slices are free only after the node has been heard.
-    space.run(*(pods.pod(f"next{number}", {"gpu": 1}) for number in range(4)), seconds=90)
-    space.just()
-
-
 def test_a_long_goodbye_holds_the_slice(space):
     stubborn = pods.container("main", {"gpu": 1}, command=STUBBORN)
     space.run(*(pods.pod(f"p{number}", containers=[stubborn]) for number in range(4)))
@@ -57,11 +39,22 @@ def test_a_long_goodbye_holds_the_slice(space):
     space.just()
 
 
-def test_deleted_while_it_is_admitted(space):
-    """Each is deleted as soon as it is bound: some before the kubelet has seen it, some in the middle of Allocate.
+def test_deleted_before_during_and_after_admission(space, product):
+    """Some while the kubelet is away and never hears of them, some before it has seen them, some in the middle of Allocate.
 
-    All of them fit on the node together: what vanishes without a word keeps its slice for a minute.
+    All of them fit on the node together: what vanishes without a word keeps its slice for a minute. Then all of the node is
+    given again.
     """
+
+    def meanwhile():
+        names = [f"never{number}" for number in range(4)]
+        space.create(*(pods.pod(name, {"gpu-memory": "20Gi"}) for name in names))
+        for name in names:
+            space.until(name, is_planned)
+            space.delete(name, gracePeriodSeconds=0)
+
+    space.cluster.restart_kubelet(between=meanwhile)
+    product.wait_serving()
     rounds, each_round = 3, 10
     for number in range(rounds):
         names = [f"r{number}-{each}" for each in range(each_round)]
@@ -71,6 +64,6 @@ def test_deleted_while_it_is_admitted(space):
                 watching.moment(name, is_planned)
                 space.delete(name, gracePeriodSeconds=position % 2)
         space.gone(*names, seconds=60)
-    # What was given in vain is given again: all of the node, at once or when the last vanished pod is known to be gone.
+
     space.run(*(pods.pod(f"next{number}", {"gpu": 1}) for number in range(4)), seconds=90)
     space.just(least=8)
