@@ -42,6 +42,7 @@ _MARKS: Final = {
 }
 _INDENT: Final = 6
 _LONGEST_NAME: Final = 60
+_LONGEST_TIMEOUT: Final = 3600
 
 
 class UnknownCheckError(TesseraError):
@@ -63,7 +64,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--probe-namespace", default="default", help="of the dry run (default %(default)s)")
     parser.add_argument("--no-probe", action="store_true", help="create nothing, not even as a dry run")
     parser.add_argument("--strict", action="store_true", help="exit with 3, too, where a check could not look")
-    parser.add_argument("--timeout", type=float, default=TIMEOUT, metavar="SECONDS", help="for one page of a list")
+    parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=TIMEOUT,
+        metavar="SECONDS",
+        help="for one page of a list (default %(default)g)",
+    )
     parser.add_argument(
         "--only", metavar="CHECK,…", default="", help="these checks and no others (before an installation, say)"
     )
@@ -79,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         found = asyncio.run(_examine(arguments))
     except TesseraError as error:
-        sys.stderr.write(f"tessera doctor: could not look: {text(str(error))}\n")
+        _note(f"could not look: {error}")
         return COULD_NOT_LOOK
     if arguments.output == "json":
         write_json(found)
@@ -99,10 +106,31 @@ async def _examine(arguments: argparse.Namespace) -> Examination:
     )
     with Progress() as progress:
         async with client(arguments.kubeconfig, clock) as api:
-            looker = Looker(api, tell=progress, timeout=float(arguments.timeout))
+            looker = Looker(api, tell=progress, timeout=arguments.timeout)
             reads = frozenset[Read]().union(*(check.reads for check in checks))
             evidence = await examine(api, where, reads, looker=looker, clock=clock)
+    if (
+        "config" in reads
+        and evidence.config_maps.problem
+        and not any(check.id == "config-readable" for check in checks)
+    ):
+        _note(f"{evidence.config_maps.problem}; judged by the default config (--config names another)")
     return judge(checks, evidence)
+
+
+def _note(said: str) -> None:
+    sys.stderr.write(f"tessera doctor: {text(said)}\n")
+
+
+def _seconds(given: str) -> float:
+    """A number of seconds in which something can be waited for."""
+    try:
+        found = float(given)
+    except ValueError:
+        found = 0.0
+    if not 0 < found <= _LONGEST_TIMEOUT:
+        raise argparse.ArgumentTypeError(f"{short(given, 20)!r} is no number of seconds up to {_LONGEST_TIMEOUT}")
+    return found
 
 
 def chosen(only: str) -> tuple[Check, ...]:

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from tessera.cli.main import main
 from tessera.doctor.checks import CHECKS
 from tessera.testing.apiserver import status
+from tessera.testing.apiserver.faults import on
 
 CONFIG = {("list", "configmaps")}
 WEBHOOKS = {("list", "mutatingwebhookconfigurations"), ("list", "validatingwebhookconfigurations")}
@@ -57,6 +59,27 @@ async def test_rights_for_that_part_are_enough(cluster, only, rights, tmp_path):
     code, out, _ = await cluster.run("doctor", "--only", only, "-o", "json", "--config", str(config))
     assert (code, refused.hits) == (0, 0)
     assert {each["result"] for each in json.loads(out)["checks"]} == {"ok"}
+
+
+async def test_that_the_config_could_not_be_read_is_said_where_it_matters(cluster):
+    cluster.node()
+    cluster.api.faults.add(on(plural="configmaps"), status.forbidden("", "configmaps", "", "no"), times=None)
+    code, out, err = await cluster.run("doctor", "--only", "gpu-health", "-o", "json")
+    assert (code, json.loads(out)["checks"][0]["result"]) == (0, "ok")
+    assert err.startswith("tessera doctor: configmaps tessera-system: not permitted (403)")
+    assert "judged by the default config" in err
+    assert (await cluster.run("doctor", "--only", "api-version"))[2] == ""
+    assert (await cluster.run("doctor", "--only", "config-readable,gpu-health"))[2] == ""
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "nan", "inf", "1e9", "x", "9" * 5000])
+def test_a_timeout_is_a_number_of_seconds(given, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor", f"--timeout={given}"])
+    err = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert "is no number of seconds up to 3600" in err
+    assert len(err) < 1500
 
 
 async def test_each_check_says_alone_what_it_says_among_all(cluster):
