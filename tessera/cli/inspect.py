@@ -11,13 +11,26 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tessera.cli.terminal import ROOM_FOR_BARS, add_common, client, console, text, write_json, yielding
-from tessera.kube.resources import NODES, PODS
+from tessera.cli.looking import Looker
+from tessera.cli.terminal import (
+    ROOM_FOR_BARS,
+    Progress,
+    add_common,
+    add_installation,
+    client,
+    console,
+    installed,
+    text,
+    write_json,
+    yielding,
+)
+from tessera.doctor.evidence import NotLookedError
+from tessera.doctor.objects import ConfigMap
+from tessera.kube.resources import CONFIGMAPS, NODES, PODS
 from tessera.model.errors import TesseraError
-from tessera.model.names import DOMAIN, Names, names
 from tessera.model.node import Node
 from tessera.model.pod import Pod
-from tessera.model.quantity import binary, gib, whole
+from tessera.model.quantity import binary, gib
 from tessera.report.cluster import ClusterView, GpuView, NodeView, view
 
 _BAR = 12
@@ -28,15 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `tessera inspect`."""
     parser.epilog = "Exit code: 0 shown, 3 could not look, or no such node."
     add_common(parser)
-    parser.add_argument("--domain", default=DOMAIN, help="domain of the installation's names (default %(default)s)")
-    parser.add_argument("--memory-unit", default="256Mi", help="memory unit of the installation (default %(default)s)")
+    add_installation(parser)
     parser.add_argument("node", nargs="*", help="only these nodes")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Show the cluster's GPUs; 0 where it could be read, 3 where not."""
     try:
-        found = asyncio.run(_read(arguments.kubeconfig, names(arguments.domain, whole(arguments.memory_unit))))
+        found = asyncio.run(_read(arguments))
     except TesseraError as error:
         sys.stderr.write(f"tessera inspect: could not look: {text(str(error))}\n")
         return 3
@@ -57,11 +69,18 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-async def _read(kubeconfig: str | None, which: Names) -> ClusterView:
-    async with client(kubeconfig) as api:
-        nodes = await api.list(NODES, decoder=_NODES)
-        pods = await api.list(PODS, decoder=_PODS)
-    return view(nodes.items, pods.items, which)
+async def _read(arguments: argparse.Namespace) -> ClusterView:
+    with Progress() as progress:
+        async with client(arguments.kubeconfig) as api:
+            looker = Looker(api, tell=progress)
+            maps, nodes, pods = await asyncio.gather(
+                looker.all(CONFIGMAPS, ConfigMap, namespace=arguments.system_namespace),
+                looker.all(NODES, Node),
+                looker.all(PODS, Pod),
+            )
+    if nodes.value is None or pods.value is None:
+        raise NotLookedError(nodes.problem or pods.problem)
+    return view(nodes.value, pods.value, installed(maps, arguments).names)
 
 
 def show(found: ClusterView, out: Console, *, wide: bool = False, waiting: bool = True) -> None:
@@ -134,7 +153,3 @@ def _bar(share: float, label: str, *, bars: bool) -> Text:
     text = Text(_FULL * full, style="cyan")
     text.append(_EMPTY * (_BAR - full), style="dim")
     return text.append(f" {label}")
-
-
-_NODES = msgspec.json.Decoder(Node)
-_PODS = msgspec.json.Decoder(Pod)

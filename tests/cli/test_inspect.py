@@ -12,6 +12,8 @@ from tessera.model.names import names
 from tessera.model.node import Node
 from tessera.model.pod import Pod
 from tessera.report.cluster import view
+from tessera.testing.apiserver import status
+from tessera.testing.apiserver.faults import on
 
 N = names()
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202eevil"
@@ -51,6 +53,28 @@ async def test_a_node_that_is_not_there(cluster):
     cluster.node()
     code, out, err = await cluster.run("inspect", "n7")
     assert (code, out, err) == (3, "", "tessera inspect: no GPU node n7; there are n1\n")
+
+
+async def test_it_goes_by_the_installed_config_or_a_files(cluster, tmp_path):
+    other = names(memory_unit=1 << 30)
+    cluster.node()
+    cluster.pod("waits", limits={other.memory_units: "8"})
+    assert "waits: " not in (await cluster.run("inspect"))[1]
+    path = tmp_path / "config.yaml"
+    path.write_text("memoryUnit: 1Gi\n")
+    assert (
+        "waits: default/waits (main: 1 GPU, 8Gi of memory)" in (await cluster.run("inspect", "--config", str(path)))[1]
+    )
+    data = {"config.yaml": path.read_text()}
+    cluster.api.put("configmaps", {"metadata": {"name": "tessera-config", "namespace": "tessera-system"}, "data": data})
+    assert "waits: default/waits (main: 1 GPU, 8Gi of memory)" in (await cluster.run("inspect"))[1]
+
+
+async def test_what_may_not_be_read_is_named(cluster):
+    cluster.api.faults.add(on("list", "pods"), status.forbidden("", "pods", "", "no"), times=None)
+    code, out, err = await cluster.run("inspect")
+    assert (code, out) == (3, "")
+    assert err.startswith("tessera inspect: could not look: pods: not permitted (403)")
 
 
 async def test_an_api_server_that_is_away(cluster):
