@@ -13,7 +13,7 @@ from product.schedulers import one_with_extender, one_without_extender
 from product.space import is_planned, is_running, is_unschedulable
 from product.watching import Watching
 
-PODS, AT_ONCE = 100, 10
+PODS, AT_ONCE, SINGLE = 100, 10, 20
 NODES, BINDS = 50, 400
 ANNOTATIONS = ("tessera.dev/request", "tessera.dev/plan")
 
@@ -48,7 +48,7 @@ def test_from_creation_to_running_with_and_without(space, product):
         api_requests_per_pod={user: count / PODS for user, count in audit.counts().items()},
         processes=usage,
         bytes_of_annotations={**sizes, "inventory of 4 GPUs": len(node["tessera.dev/inventory"].encode())},
-        node_calls_idle=measure.since(
+        node_calls_ten_at_a_time=measure.since(
             measure.histograms(product.metrics(NODE), "tessera_node_kubelet_call_seconds", "method"), calls
         ),
         kubelet_allocate={
@@ -61,6 +61,17 @@ def test_from_creation_to_running_with_and_without(space, product):
         },
     )
     assert len(took["with"]) == len(took["without"]) == PODS
+
+
+def test_calls_of_the_kubelet_when_nothing_else_happens(space, product):
+    """One pod after the other."""
+    before = measure.histograms(product.metrics(NODE), "tessera_node_kubelet_call_seconds", "method")
+    for number in range(SINGLE):
+        space.run(pods.pod(f"p{number}", {"gpu-memory": "1Gi", "gpu-compute": 2}))
+
+    after = measure.histograms(product.metrics(NODE), "tessera_node_kubelet_call_seconds", "method")
+    measure.keep(space.cluster, node_calls_idle=measure.since(after, before))
+    space.just(least=3 * SINGLE)
 
 
 def test_calls_of_the_kubelet_in_a_burst(space, product):
