@@ -6,6 +6,11 @@ is, and the fix. Layers above add branches of their own under the same root.
 
 from __future__ import annotations
 
+from typing import Final
+
+_LONGEST_NAME: Final = 63
+"""Of a container, as Kubernetes takes it."""
+
 
 class TesseraError(Exception):
     """Root of every error that Tessera raises on purpose."""
@@ -28,7 +33,9 @@ class RequestError(TesseraError):
         self.container = container
         self.problem = problem
         self.fix = fix
-        where = f'container "{container}": ' if container else ""
+        # Admission comes before validation, so a name may have any length, and the rest has to be read too.
+        name = container if len(container) <= _LONGEST_NAME else f"{container[: _LONGEST_NAME - 1]}…"
+        where = f'container "{name}": ' if name else ""
         super().__init__(f"{where}{problem}{f'; {fix}' if fix else ''}")
 
 

@@ -105,3 +105,13 @@ def test_it_reads_back(containers):
 def test_a_forged_annotation_is_refused_not_believed(text):
     with pytest.raises(AnnotationError, match="request annotation"):
         decode(text)
+
+
+def test_a_long_name_does_not_hide_what_is_wrong():
+    longest = "n" * 63
+    assert (
+        str(RequestError("is wrong", container=longest, fix="right it")) == f'container "{longest}": is wrong; right it'
+    )
+    told = RequestError("is wrong", container="n" * 5000, fix="right it")
+    assert str(told) == f'container "{"n" * 62}…": is wrong; right it'
+    assert len(told.container) == 5000
