@@ -21,7 +21,7 @@ def best(ledger: Ledger, scores: Scores, row: ShapeRow, rows: IntArray) -> int:
     """
     size = scores.gang_size(row.shape)
     if size:
-        rows = scores.unreserved(rows, size, running=ledger.gangs(size))
+        rows = scores.unreserved(rows, running=ledger.gangs(size), stays=ledger.stays)
     found = row.score.take(rows)
     rows = rows.take((found == found[found.argmax()]).nonzero()[0])
     if len(rows) == 1:

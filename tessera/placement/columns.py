@@ -101,8 +101,7 @@ class Columns:
             takes no slices now. soft_slots: the same beside what was named.
         classes: of the pods on each GPU, as bits by number in `class_bits`; avoided: those they avoid.
         cpu: by row, thousandths of a core that no pod has requested. cores: that there are in all, 0 where unknown.
-        size, idle: by row, GPUs that take slices, and how many of them hold nothing. idle_version: number of the last
-            change of these.
+        size, idle: by row, GPUs that take slices, and how many of them hold nothing.
         soft: what was named to pods that are not bound yet.
         has_soft: by row, whether any of that is not nothing.
         closed: by row, code of the reason why the node is not offered, 0 where it is.
@@ -148,7 +147,6 @@ class Columns:
         self.soft_instances = np.zeros((_FIRST_ROWS, 0), np.int64)
         self.models: dict[str, int] = {"": 0}
         self.kinds: dict[Kind, int] = {}
-        self.idle_version = 0
         self.cards = 0
         self._version = 0
         self._free_rows: list[int] = []
@@ -190,7 +188,6 @@ class Columns:
         self.slots[row] = self.soft_slots[row] = 0
         self.classes[row] = self.avoided[row] = 0
         self.size[row] = self.idle[row] = 0
-        self.idle_version += 1
         self.cards += 1
         self.has_soft[row] = False
         for counts in (*self.mig_there.values(), *self.mig_free.values(), *self.mig_soft.values()):
@@ -261,9 +258,7 @@ class Columns:
 
     def count(self, row: int, *, size: int, idle: int) -> None:
         """Write how many GPUs of a node take slices, and how many of those hold nothing."""
-        if size != self.size[row] or idle != self.idle[row]:
-            self.size[row], self.idle[row] = size, idle
-            self.idle_version += 1
+        self.size[row], self.idle[row] = size, idle
 
     def cut(self, row: int, slot: int, profile: str, counts: tuple[int, int, int]) -> None:
         """Write how many instances of a MIG profile one GPU has, has free, and has free beside what was named.

@@ -24,6 +24,7 @@ from tessera.placement.holding import NOTHING
 from tessera.placement.nodebook import NodeBook, Room, Slot
 from tessera.placement.reasons import Reason
 from tessera.placement.shape import profile_name
+from tessera.placement.stays import Stays
 
 _NO_DRIFT: Final[Drift] = {}
 
@@ -35,6 +36,7 @@ class Ledger:
         columns: the numbers as arrays, for scoring.
         rows: by name of every node that is known, its row there; to be read only.
         names: the same the other way.
+        stays: how long bookings stay.
         nodes_changed: counts changes of the set of node names; what is kept per list of names hangs on it.
     """
 
@@ -45,6 +47,7 @@ class Ledger:
             grew: called with a node's name when something on it can take more than before.
         """
         self.columns = Columns()
+        self.stays = Stays()
         self.rows: dict[str, int] = {}
         self.names: dict[int, str] = {}
         self.nodes_changed = 0
@@ -89,7 +92,6 @@ class Ledger:
             self._write(book, book.slots)
         elif book.closed is not was_closed:
             self._write(book, ())
-            self.columns.idle_version += 1
             self.columns.cards += 1
         if book.cpu != cpu:
             book.cpu = cpu
@@ -152,6 +154,11 @@ class Ledger:
         old = book.claim(key)
         if old == claim:
             return
+        if old is None:
+            self.stays.came(_whole(claim))
+        elif _whole(old) != _whole(claim):
+            self.stays.went(_whole(old))
+            self.stays.came(_whole(claim))
         # What comes new makes nothing free, except where the node had reported more of the pod.
         grows = old is not None or book.reports(key)
         before = self._room(book) if grows else {}
@@ -169,7 +176,10 @@ class Ledger:
             return
         book = self._books[name]
         before = self._room(book)
-        self._count_gang(book.claim(key), -1)
+        claim = book.claim(key)
+        if claim is not None:
+            self.stays.went(_whole(claim))
+        self._count_gang(claim, -1)
         self._write(book, book.release(key))
         self._tell(book, before)
         self._tidy(book)
@@ -339,3 +349,8 @@ class Ledger:
         now = book.room()
         if any(gpu not in before or any(map(int.__gt__, room, before[gpu])) for gpu, room in now.items()):
             self._grew(book.name)
+
+
+def _whole(claim: Claim) -> int:
+    """The most whole GPUs that a container of it holds; 0 for slices."""
+    return max((ask.request.gpus for ask in claim.asks if ask.request.whole), default=0)

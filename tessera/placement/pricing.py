@@ -5,21 +5,21 @@ One of it is shared by all rows of scores. Everything scored by one state of the
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Final
 
 import numpy as np
 
 from tessera.model.config import Measure, PolicyName
-from tessera.placement.columns import CAPACITY, KIND, BoolArray, Columns, IntArray
+from tessera.placement.columns import CAPACITY, KIND, Columns, IntArray
 from tessera.placement.instances import Cut
 from tessera.placement.priced import Measured, Named
+from tessera.placement.reserve import Reserve
 from tessera.placement.shape import Shape
+from tessera.placement.stays import Stays
 from tessera.placement.tables import SMALLEST_GANG, Stock, Tables
 from tessera.placement.workload import Workload
 
 MEASURED: Final[tuple[PolicyName, ...]] = ("priced", "fragmentation")
-_MOST_REFUSED: Final = 1024
 _DRIFT: Final = 0.05
 """Share of the nodes whose cards must have changed before the tables are made anew."""
 
@@ -41,10 +41,7 @@ class Pricing:
         self._made_for: tuple[int, int, int] | None = None
         self._tables: Tables | None = None
         self._measured: dict[PolicyName, Measured] = {}
-        self._idle = (-1, -1, -1)
-        self._idle_count = 0
-        self._partly = np.zeros(0, np.bool_)
-        self._refused: OrderedDict[str, int] = OrderedDict()
+        self._reserve = Reserve(columns)
 
     def configure(self, measure: Measure) -> None:
         """Take other constants from now on."""
@@ -88,55 +85,24 @@ class Pricing:
         return size
 
     def refused(self, key: str, shape: Shape) -> None:
-        """A pod found no room. Of those that need whole nodes as many more are kept, until they have one or
-        half a workload has come since.
-
-        What comes says how many whole nodes will be wanted while a cluster fills; where pods end, those that stay longest
-        hold most of it, and that shows in who is refused.
-        """
+        """A pod found no room; see `Reserve.refused`."""
         if _needs_all(shape, self.tables.stock.node):
-            self._refused.pop(key, None)
-            self._refused[key] = self.workload.changes
-            if len(self._refused) > _MOST_REFUSED:
-                self._refused.popitem(last=False)
+            self._reserve.refused(key, self.workload.changes)
 
     def placed(self, key: str) -> None:
         """A pod has found room."""
-        self._refused.pop(key, None)
+        self._reserve.placed(key)
 
-    def unreserved(self, rows: IntArray, size: int, *, running: int) -> IntArray:
-        """Leave out the idle nodes that are kept for pods that need whole ones, unless nothing else is left.
-
-        Args:
-            rows: nodes that fit.
-            size: `gang_size` of the shape.
-            running: pods that have a whole node now.
-        """
-        while self._refused and self.workload.changes - next(iter(self._refused.values())) > self._measure.half_life:
-            self._refused.popitem(last=False)
-        if self._idle_nodes(size) > self.tables.reserve - running + len(self._refused):
-            return rows
-        others = rows[self._partly[rows]]
-        return others if len(others) else rows
+    def unreserved(self, rows: IntArray, *, running: int, stays: Stays) -> IntArray:
+        """Leave out the nodes that are kept for pods that need whole ones, unless nothing else is left; see `Reserve`."""
+        now = self.workload.changes
+        return self._reserve.leave_out(rows, self.tables, running=running, stays=stays, now=now)
 
     def names(self) -> Named:
         """Numbers of the kinds of cards by product name and units."""
         columns = self._columns
         models = list(columns.models)
         return {(models[kind.model], kind.units): number for kind, number in columns.kinds.items()}
-
-    def _idle_nodes(self, size: int) -> int:
-        columns = self._columns
-        state = (columns.idle_version, size, columns.allocated)
-        if self._idle != state:
-            self._idle = state
-            # No node has more idle GPUs than GPUs.
-            self._partly = columns.idle < size
-            rows = (~self._partly).nonzero()[0]
-            there: BoolArray = (columns.size.take(rows) == size) & (columns.closed.take(rows) == 0)
-            there &= columns.idle.take(rows) == size
-            self._idle_count = int(np.count_nonzero(there))
-        return self._idle_count
 
     def _make(self) -> None:
         columns = self._columns
@@ -158,7 +124,6 @@ class Pricing:
         self._tables = Tables(self.workload.current(), stock, self._measure)
         self._measured = {}
         self._made_for = (len(columns.kinds), len(columns.profiles), columns.cards)
-        self._idle = (-1, -1, -1)
         self.generation += 1
 
 

@@ -28,6 +28,7 @@ from tessera.placement.priced import Block, Named, Piece, Together
 from tessera.placement.pricing import MEASURED, Pricing
 from tessera.placement.reasons import Rejection, by_code
 from tessera.placement.shape import Shape
+from tessera.placement.stays import Stays
 from tessera.placement.views import View
 from tessera.placement.whynot import closed_codes, explain, free_instances, wished_masks
 
@@ -199,9 +200,9 @@ class Scores:
         """GPUs of the nodes that are kept from this shape, for pods that need whole ones; 0 where none is."""
         return self.pricing.gang_size(shape) if shape.wishes.policy == "priced" else 0
 
-    def unreserved(self, rows: IntArray, size: int, *, running: int) -> IntArray:
+    def unreserved(self, rows: IntArray, *, running: int, stays: Stays) -> IntArray:
         """Of nodes that fit, those that are not kept; see `Pricing.unreserved`."""
-        return self.pricing.unreserved(rows, size, running=running)
+        return self.pricing.unreserved(rows, running=running, stays=stays)
 
     def _find(self, shape: Shape) -> ShapeRow:
         found = self._rows.get(shape)

@@ -18,7 +18,6 @@ often it is computed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
@@ -28,6 +27,7 @@ from tessera.model.config import Measure
 from tessera.placement.columns import IntArray, Kind
 from tessera.placement.instances import NOTHING_CUT, Cut, Instances, supposed
 from tessera.placement.remainder import WHOLE, price, threshold, worths
+from tessera.placement.stays import Stays
 from tessera.placement.workload import Demand, shares
 
 ONE: Final = 1 << 20
@@ -91,7 +91,6 @@ class Tables:
         by_memory: whether there are requests for memory alone.
         ratio: thousandths of a core that pods ask beside a thousandth of a GPU.
         card: by kind, what taking it costs, per thousandth of a GPU.
-        reserve: whole nodes that pods will want when the cluster is full.
         instances: what is known of MIG instances, None where there are none.
     """
 
@@ -116,14 +115,33 @@ class Tables:
         """How much of the demand for GPUs is for memory alone, of ONE."""
         self.low = threshold(self._weights(everything, None))
         scale = WHOLE * int(stock.gpus.sum()) / gpu if gpu else 0.0
-        gangs = scale * sum(w for d, w in everything if d.whole and d.gpus >= max(SMALLEST_GANG, stock.node))
-        self.reserve = gangs + measure.reserve * math.sqrt(gangs) if measure.reserve is not None else 0.0
         self.card = self._cards(everything, scale)
         targets = [(demand, round(ONE * part)) for demand, part in shares(self.counts, measure.coverage)]
         self._steps(targets, kinds)
         self._fill(targets, kinds)
         self._value(targets, everything, kinds)
         self.instances = self._instances(targets) if stock.cut.counts else None
+
+    def whole_nodes(self, stays: Stays) -> tuple[float, float]:
+        """What to expect of pods that need a whole node, once the cluster is full.
+
+        Args:
+            stays: how long pods stay: who stays twice as long is met twice as often.
+
+        Returns:
+            How many there will be, and the CPU that at least half of them find enough.
+        """
+        factors = {gpus: stays.factor(gpus) for gpus in {d.gpus if d.whole else 0 for d in self.counts}}
+        met = [(d, w * factors[d.gpus if d.whole else 0]) for d, w in self.counts.items() if d.gpus and w > 0]
+        gpu = sum(weight * self.gpu(demand) for demand, weight in met)
+        least = max(SMALLEST_GANG, self.stock.node)
+        whole = sorted((d.cpu, weight) for d, weight in met if d.whole and d.gpus >= least)
+        total = sum(weight for _, weight in whole)
+        if not total:
+            return 0.0, 0.0
+        count = WHOLE * int(self.stock.gpus.sum()) / gpu * total
+        below = np.cumsum([weight for _, weight in whole])
+        return count, float(whole[int(np.searchsorted(below, total / 2))][0])
 
     def gpu(self, demand: Demand) -> float:
         """Thousandths of GPUs that a request takes in all, over the kinds that it may have."""

@@ -14,7 +14,7 @@ from tessera.placement.fit import place
 from tessera.placement.ledger import Ledger
 from tessera.placement.policies import left
 from tessera.placement.pricing import Pricing
-from tessera.placement.reasons import Reason, Rejection
+from tessera.placement.reasons import Rejection
 from tessera.placement.remainder import WHOLE, price, threshold, worths
 from tessera.placement.scores import Scores
 from tessera.placement.shape import shape_of
@@ -202,26 +202,6 @@ def test_a_long_row_is_brought_up_to_date_in_parts(gpu, inventory, ask, unit, mo
     assert [row.score[ledger.row(name)] for name in ledger] == [anew.score[ledger.row(name)] for name in ledger]
 
 
-def test_idle_nodes_are_kept_for_pods_that_need_whole_ones(gpu, inventory, ask, unit):
-    ledger = make(inventory, gpu, nodes=3)
-    workload = Workload()
-    workload.expect([(Demand(gpus=4, percent=100, compute=100), 10.0), (Demand(gpus=1, units=8), 10.0)])
-    scores = Scores(ledger.columns, Pricing(ledger.columns, workload))
-    small = shape_of([ask(units=8)], unit=unit, wishes=Wishes())
-
-    def chosen(shape):
-        row = scores.row(shape)
-        at = best(ledger, scores, row, np.flatnonzero(row.fits))
-        return next(name for name in ledger if ledger.row(name) == at)
-
-    ledger.book("first", "n2", Claim((ask(units=8),)))
-    assert chosen(small) == "n2"
-    ledger.set_node("n2", None, closed=Reason.DRAINING)
-    assert chosen(small) in {"n0", "n1"}
-    gang = shape_of([ask(gpus=4, whole=True)], unit=unit, wishes=Wishes())
-    assert chosen(gang) in {"n0", "n1"}
-
-
 def test_cpu_is_kept_beside_free_gpus(gpu, inventory, ask, unit):
     ledger = make(inventory, gpu, nodes=2)
     ledger.set_node("n0", inventory(*(gpu(g) for g in range(4))), cpu=64_000)
@@ -251,31 +231,3 @@ def test_the_worth_of_a_rest_never_falls_and_holds_what_fits(weights):
     low = threshold(weights)
     for share in weights:
         assert table[share] >= min(WHOLE, price(share, low))
-
-
-def test_refused_pods_that_need_whole_nodes_keep_as_many_more(gpu, inventory, ask, unit):
-    ledger = make(inventory, gpu, nodes=2)
-    workload = Workload()
-    scores = Scores(ledger.columns, Pricing(ledger.columns, workload, Measure(prior=0, half_life=500)))
-    workload.expect([(Demand(gpus=1, units=8), 10.0)])
-    small = shape_of([ask(units=8)], unit=unit, wishes=Wishes())
-    gang = shape_of([ask(gpus=4, whole=True)], unit=unit, wishes=Wishes())
-    scores.row(small)
-
-    def kept():
-        rows = np.array([ledger.row("n0"), ledger.row("n1")])
-        return len(rows) - len(scores.unreserved(rows, scores.gang_size(small), running=0))
-
-    ledger.book("small", "n0", Claim((ask(units=8),)))
-    assert kept() == 0
-    scores.pricing.refused("a", small)
-    assert kept() == 0
-    scores.pricing.refused("a", gang)
-    scores.pricing.refused("a", gang)
-    assert kept() == 1
-    scores.pricing.placed("a")
-    assert kept() == 0
-    scores.pricing.refused("b", gang)
-    for _ in range(501):
-        workload.saw(Demand(gpus=1, units=8))
-    assert kept() == 0
