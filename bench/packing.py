@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for policy in options.policies.split(",")
         for start in options.start.split(",")
         for job in (
-            *(Job(name, policy, start == "warm", seed, "", options.cpu_pods) for seed in _numbers(options.seeds)),
+            *(Job(name, policy, start == "warm", seed, "", options.cpu_pods) for seed in numbers(options.seeds)),
             *(Job(name, policy, start == "warm", 0, order, options.cpu_pods) for order in ORDERS if options.orders),
         )
     ]
@@ -188,7 +188,8 @@ def _at(outcome: Outcome) -> str:
     return " ".join(f"{mark}: {outcome.curve[mark]}" for mark in MARKS if mark < len(outcome.curve))
 
 
-def _numbers(text: str) -> list[int]:
+def numbers(text: str) -> list[int]:
+    """Numbers and spans of them, such as ``42-51`` or ``42,43``."""
     found: list[int] = []
     for part in text.split(","):
         first, _, last = part.partition("-")
