@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from tessera.model.config import Measure, PolicyName
@@ -64,7 +65,12 @@ class Pricing:
         """The measure of that name."""
         found = self._measured.get(policy)
         if found is None:
-            found = self._measured[policy] = Measured(self.tables, plain=policy == "fragmentation")
+            tables, plain = self.tables, policy == "fragmentation"
+            if plain:
+                # What is supposed is made for `priced`. FGD does better without: 94.9 instead of 94.1 at 95 %.
+                measure = msgspec.structs.replace(tables.measure, prior=0)
+                tables = Tables(tables.seen, tables.stock, measure)
+            found = self._measured[policy] = Measured(tables, plain=plain)
         return found
 
     @property

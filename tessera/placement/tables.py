@@ -80,7 +80,7 @@ class Tables:
     """One state of the workload and the cards, as tables.
 
     Attributes:
-        counts: weight by request, with what is supposed beside what was seen.
+        seen: weight by request. counts: with what is supposed beside what was seen.
         cpu_steps: amounts of CPU; a node's place among them is its second index.
         memory_step, compute_step: places of 0..1000 free thousandths among the amounts asked.
         usable: A of requests that ask for compute too, flat, by kind, CPU, memory and compute steps.
@@ -98,6 +98,7 @@ class Tables:
         """Make the tables; takes a few milliseconds."""
         self.measure = measure
         self.stock = stock
+        self.seen = counts
         self.counts = _supposed(counts, stock, measure)
         kinds = max(1, len(stock.kinds))
         everything = [(demand, weight) for demand, weight in self.counts.items() if weight > 0]

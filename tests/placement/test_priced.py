@@ -188,6 +188,21 @@ def test_any_interleaving_leaves_the_rows_as_scored_from_scratch(gpu, inventory,
             assert row.score[at] == anew.score[at] or not row.fits[at]
 
 
+@pytest.mark.parametrize("policy", ["fragmentation", "priced"])
+def test_fgd_supposes_nothing_of_pods_that_were_not_seen(gpu, inventory, ask, unit, policy):
+    ledger = make(inventory, gpu, nodes=3)
+    ledger.book("p", "n1", Claim((ask(units=40),)))
+    workload = Workload()
+    for demand in (Demand(cpu=4000, gpus=1, units=40), Demand(cpu=2000, gpus=1, units=8)):
+        workload.saw(demand)
+    shape = shape_of([ask(units=8)], unit=unit, wishes=Wishes(policy=policy), cpu=4000)
+    rows = [
+        Scores(ledger.columns, Pricing(ledger.columns, workload, Measure(prior=prior))).row(shape).score.tolist()
+        for prior in (0, 50)
+    ]
+    assert (rows[0] == rows[1]) is (policy == "fragmentation")
+
+
 def test_a_long_row_is_brought_up_to_date_in_parts(gpu, inventory, ask, unit, monkeypatch):
     monkeypatch.setattr("tessera.placement.scores.SLOTS_AT_ONCE", 32)
     ledger = make(inventory, gpu, nodes=11)
