@@ -14,7 +14,7 @@ from product.space import is_planned, is_running, is_unschedulable
 from product.watching import Watching
 
 PODS, AT_ONCE, SINGLE = 100, 10, 20
-NODES, BINDS = 50, 400
+NODES, BINDS = 50, 600
 ANNOTATIONS = ("tessera.dev/request", "tessera.dev/plan")
 
 
@@ -86,7 +86,7 @@ def test_calls_of_the_kubelet_in_a_burst(space, product):
 
 
 def test_pods_bound_per_second_with_the_extender_and_without(space, product):
-    """The same 400 pods on the same 50 nodes of 4 GPUs, which open when all of them wait."""
+    """The same 600 pods on the same 50 nodes of 4 GPUs, which open when all of them wait."""
     rates = {}
     with FakeNodes(space.cluster, [FakeNode(f"f{number:02}") for number in range(NODES)]) as nodes:
         with one_with_extender(product):
@@ -109,7 +109,10 @@ def bound_per_second(space, nodes, prefix):
             watching.moment(name, is_unschedulable, seconds=60)
         nodes.cordon(False)
         moments = sorted(watching.moment(name, is_bound, seconds=120) for name in names)
-    return (len(moments) - 1) / (moments[-1] - moments[0])
+    # Without their beginning and end: an API server that is asked for 600 binds at once answers the first of them late, and
+    # whoever asks faster would seem to have begun later.
+    middle = moments[BINDS // 10 : -BINDS // 10]
+    return (len(middle) - 1) / (middle[-1] - middle[0])
 
 
 def cleared(space):
