@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from tessera.placement.columns import BoolArray, Columns, IntArray
+from tessera.placement.columns import Columns, IntArray
 from tessera.placement.stays import Stays
 from tessera.placement.tables import Tables
 
@@ -25,6 +25,9 @@ _RENEW: Final = 256
 """Pods seen after which the number expected is worked out anew."""
 _MOST_CPU: Final = (1 << 24) - 1
 _ROWS: Final = 1 << 20
+_UNFIT: Final = -1
+_IDLE: Final = 1 << 62
+_FEW: Final = 3
 
 
 class Reserve:
@@ -38,7 +41,7 @@ class Reserve:
         self._made_of: tuple[Tables, int] | None = None
         self._known: tuple[int, float, int] | None = None
         self._seen = -1
-        self._fitting = self._idle = np.zeros(0, np.bool_)
+        self._order = np.zeros(0, np.int64)
         self._count = 0
 
     def refused(self, key: str, now: int) -> None:
@@ -70,19 +73,16 @@ class Reserve:
             self._refused.popitem(last=False)
         self._expect(tables, stays, now)
         self._look(tables.stock.node)
-        lacking = self._expected - running + len(self._refused) - self._count
+        lacking = math.floor(self._expected - running + len(self._refused) - self._count)
         if lacking < 0:
             return rows
-        others = rows[~self._idle[rows]]
-        if not len(others):
-            return rows
-        emptying = self._emptying(int(lacking))
-        if emptying is None:
-            return others
-        fuller = others[~emptying[others]]
+        others = rows[self._order.take(rows) < _IDLE]
+        if not lacking or not len(others):
+            return others if len(others) else rows
+        fuller = others[self._order.take(others) < self._least(lacking)]
         if len(fuller):
             return fuller
-        idle = self._columns.idle[others]
+        idle = self._columns.idle.take(others)
         return np.asarray(others[idle == idle.min()], np.int64)
 
     def _expect(self, tables: Tables, stays: Stays, now: int) -> None:
@@ -94,33 +94,50 @@ class Reserve:
         self._expected = count + sigma * math.sqrt(count)
 
     def _look(self, size: int) -> None:
-        """Bring up to date which nodes would do, and which of them are idle."""
+        """Bring up to date how soon each node would be idle, or that it would not do."""
         columns = self._columns
         known = (size, self._cpu, columns.allocated)
         if self._known != known:
             self._known, self._seen, self._count = known, -1, 0
-            self._fitting, self._idle = (np.zeros(columns.allocated, np.bool_) for _ in range(2))
+            self._order = np.full(columns.allocated, _UNFIT, np.int64)
         elif self._seen == columns.latest:
             return
         rows = (columns.version[: columns.rows] > self._seen).nonzero()[0]
         self._seen = columns.latest
-        cores = columns.cores.take(rows)
-        fitting: BoolArray = (columns.size.take(rows) == size) & (columns.closed.take(rows) == 0)
-        fitting &= (cores == 0) | (cores >= self._cpu)
-        idle = fitting & (columns.idle.take(rows) == size) & (columns.cpu.take(rows) >= self._cpu)
-        self._count += int(np.count_nonzero(idle)) - int(np.count_nonzero(self._idle.take(rows)))
-        self._fitting[rows], self._idle[rows] = fitting, idle
+        if len(rows) > _FEW:
+            before = np.count_nonzero(self._order.take(rows) == _IDLE)
+            self._order[rows] = found = self._orders(rows, size)
+            self._count += int(np.count_nonzero(found == _IDLE)) - int(before)
+            return
+        for row in rows.tolist():
+            order = self._order_of(row, size)
+            self._count += (order == _IDLE) - (self._order.item(row) == _IDLE)
+            self._order[row] = order
 
-    def _emptying(self, count: int) -> BoolArray | None:
-        """The nodes that would be idle soonest: most GPUs idle, of equals most CPU left, then the first."""
+    def _orders(self, rows: IntArray, size: int) -> IntArray:
+        """How soon nodes would be idle: most GPUs idle, of equals most CPU left, then the first."""
         columns = self._columns
-        rows = (self._fitting & ~self._idle).nonzero()[0]
-        if not count or not len(rows):
-            return None
-        if count < len(rows):
-            order = (columns.idle.take(rows) << 24) + np.clip(columns.cpu.take(rows), 0, _MOST_CPU)
-            order = order * _ROWS - rows
-            rows = rows[np.argpartition(order, len(rows) - count)[len(rows) - count :]]
-        found = np.zeros(len(self._idle), np.bool_)
-        found[rows] = True
-        return found
+        idle, cpu, cores = columns.idle.take(rows), columns.cpu.take(rows), columns.cores.take(rows)
+        fitting = (columns.size.take(rows) == size) & (columns.closed.take(rows) == 0)
+        fitting &= (cores == 0) | (cores >= self._cpu)
+        order = ((idle << 24) + np.clip(cpu, 0, _MOST_CPU) + 1) * _ROWS - rows
+        order[(idle == size) & (cpu >= self._cpu)] = _IDLE
+        return np.where(fitting, order, _UNFIT)
+
+    def _order_of(self, row: int, size: int) -> int:
+        """The same for one node, in a tenth of the time."""
+        columns = self._columns
+        if columns.size.item(row) != size or columns.closed.item(row) or 0 < columns.cores.item(row) < self._cpu:
+            return _UNFIT
+        idle, cpu = columns.idle.item(row), columns.cpu.item(row)
+        if idle == size and cpu >= self._cpu:
+            return _IDLE
+        return ((idle << 24) + min(max(0, cpu), _MOST_CPU) + 1) * _ROWS - row
+
+    def _least(self, lacking: int) -> int:
+        """The order from which on nodes are kept: all that are idle, and so many more."""
+        rows = self._columns.rows
+        others = rows - self._count - lacking
+        if others <= 0:
+            return 0
+        return max(0, int(np.partition(self._order[:rows], others)[others]))
