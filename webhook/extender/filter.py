@@ -39,7 +39,7 @@ from webhook.extender.cluster import Cluster
 from webhook.extender.metrics import Metrics
 from webhook.extender.namelists import NameList, NameLists
 from webhook.extender.preferences import tolerates_cordon
-from webhook.extender.verdicts import verdicts
+from webhook.extender.verdicts import Keys, Verdicts, one_verdict, verdicts
 from webhook.extender.wire import FilterArgs, FilterResult, HostPriority, SchedulingPod
 
 TRIES: Final = 4
@@ -104,6 +104,7 @@ class Filter:
         self._metrics = metrics
         self._rejected = rejected
         self._lists = NameLists(cluster.ledger)
+        self._keys = Keys(cluster.ledger)
 
     async def filter(self, args: FilterArgs) -> FilterResult:
         """Name one node, or none and a reason for every name; all that fit where config says ``answer: all``.
@@ -263,9 +264,9 @@ class Filter:
 
     def _never(self, args: FilterArgs, why: Rejection) -> FilterResult:
         """No node, ever, for one reason."""
-        names = self._lists.resolve(args).names
-        self._metrics.filtered("refused", {why.reason: len(names)})
-        return _answer(args, [], never=dict.fromkeys(names, why.text))
+        found = one_verdict(self._lists.resolve(args), why, self._keys)
+        self._metrics.filtered("refused", found.counts)
+        return _answer(args, [], found)
 
     async def _all(self, asked: Asked, args: FilterArgs) -> FilterResult:
         """Every node that fits, and why the others don't."""
@@ -297,13 +298,13 @@ class Filter:
         """The nodes that fit (none, where one was looked for), and a reason for every other name."""
         listed = self._lists.resolve(args)
         row = self._cluster.scores.row(asked.shape)
-        found = verdicts(row, listed, kept_from, every=self._config().placement.answer == "all")
+        found = verdicts(row, listed, kept_from, self._keys, every=self._config().placement.answer == "all")
         self._metrics.filtered("named" if found.fitting else "refused", found.counts)
-        if not found.fitting and found.now and Reason.REFUSING not in found.counts:
+        if not found.fitting and found.may_later and Reason.REFUSING not in found.counts:
             self._cluster.scores.pricing.refused(asked.uid, asked.shape)
-        if not found.fitting and found.now and self._rejected is not None:
+        if not found.fitting and found.may_later and self._rejected is not None:
             self._rejected(args.pod, Kept(asked.asks, asked.shape), listed)
-        return _answer(args, found.fitting, now=found.now, never=found.never)
+        return _answer(args, found.fitting, found)
 
 
 def _everything(args: FilterArgs) -> FilterResult:
@@ -312,11 +313,11 @@ def _everything(args: FilterArgs) -> FilterResult:
     return FilterResult(NodeNames=msgspec.Raw(args.raw_names))
 
 
-def _answer(
-    args: FilterArgs, names: list[str], *, now: dict[str, str] | None = None, never: dict[str, str] | None = None
-) -> FilterResult:
+def _answer(args: FilterArgs, names: list[str], others: Verdicts | None = None) -> FilterResult:
     """Answer in kind: names for names, nodes for nodes."""
-    result = FilterResult(FailedNodes=now or {}, FailedAndUnresolvableNodes=never or {})
+    result = FilterResult()
+    if others is not None:
+        result.FailedNodes, result.FailedAndUnresolvableNodes = others.now, others.never
     if args.nodes is not None:
         result.Nodes = {"items": [args.nodes[name] for name in names]}
     else:

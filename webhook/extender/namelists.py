@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from bisect import bisect_left
-from itertools import repeat
+from itertools import compress, repeat
 from typing import Final
 
 import numpy as np
@@ -80,6 +80,13 @@ class NameList:
         if self._names is None:
             self._names = list(map(self._ledger.names.__getitem__, self.rows.tolist()))
         return self._names
+
+    @property
+    def unknown(self) -> list[str]:
+        """The names that no node has."""
+        if len(self.known) == len(self.rows):
+            return []
+        return list(compress(self.names, self.rows < 0))
 
     @property
     def nodes(self) -> Nodes:

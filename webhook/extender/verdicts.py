@@ -1,90 +1,142 @@
 """A reason for every name: thousands of nodes, of which most say one of a few things.
 
-Worked out once per distinct reason and its numbers, so that refusing on 5,000 nodes takes 2 ms and not 20. Where one reason
-comes with many amounts, the largest speaks for all: kube-scheduler joins the texts in one event, and cuts that.
+They are told apart by row and written as JSON at once: to fill a dictionary of 5,000 names and encode it takes five times as
+long as to join bytes that are there already. Where one reason comes with many amounts, the largest speaks for all:
+kube-scheduler joins the texts in one event, and cuts that.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Final
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import compress
 
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from tessera.placement.columns import IntArray
+from tessera.placement.ledger import Ledger
 from tessera.placement.reasons import Reason, Rejection, texts
 from tessera.placement.scores import ShapeRow
 from webhook.extender.namelists import NameList
+from webhook.extender.wire import NOTHING, encode
 
-_Key = tuple[int, int, int, int]
-"""Code, need, have and profile, as a `ShapeRow` has them; code 0 is a node that fits."""
-_UNKNOWN: Final[_Key] = (-1, 0, 0, 0)
+_Told = dict[Rejection, list[bytes]]
+"""By what is said, the keys of those of whom it is said."""
 
 
-@dataclass(slots=True)
-class Verdicts:
+class Keys:
+    """The names of a ledger's nodes as JSON has them in front of a text."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        """Write the names of these nodes, anew when one comes or goes."""
+        self._ledger = ledger
+        self._of = -1
+        self._keys: npt.NDArray[np.object_] = np.zeros(0, np.object_)
+
+    def on(self, rows: IntArray) -> list[bytes]:
+        """Of the nodes in these rows of the ledger."""
+        if self._of != self._ledger.nodes_changed:
+            self._keys = np.zeros(self._ledger.columns.rows, np.object_)
+            for name, row in self._ledger.rows.items():
+                self._keys[row] = _key(name)
+            self._of = self._ledger.nodes_changed
+        found: list[bytes] = self._keys.take(rows).tolist()
+        return found
+
+
+class Verdicts(msgspec.Struct):
     """What became of each name.
 
     Attributes:
-        fitting: nodes that take the pod.
-        now: why the others don't, where they may later. never: where they never will.
-        counts: nodes by reason.
+        fitting: nodes that take the pod, in the order of their names in the list.
+        now: why the others don't, where they may later; a JSON object of texts by name. never: where they never will.
+        counts: nodes by reason, none of which is 0.
     """
 
-    fitting: list[str] = field(default_factory=list)
-    now: dict[str, str] = field(default_factory=dict)
-    never: dict[str, str] = field(default_factory=dict)
-    counts: Counter[Reason] = field(default_factory=Counter)
+    fitting: list[str] = []
+    now: msgspec.Raw = NOTHING
+    never: msgspec.Raw = NOTHING
+    counts: Counter[Reason] = msgspec.field(default_factory=Counter)
+
+    @property
+    def may_later(self) -> bool:
+        """Whether any of the others may take the pod later."""
+        return not all(reason.never for reason in self.counts)
 
 
-def verdicts(row: ShapeRow, listed: NameList, kept_from: Mapping[str, Rejection], *, every: bool) -> Verdicts:
+def verdicts(
+    row: ShapeRow, listed: NameList, kept_from: Mapping[str, Rejection], keys: Keys, *, every: bool
+) -> Verdicts:
     """Tell it for all names.
 
     Args:
         row: of the shape, as of now.
         listed: the names.
         kept_from: nodes whose room is kept for others, which no row knows.
+        keys: of the names' ledger.
         every: nodes that fit are taken; else none of them turned out to, since its slices can't be arranged there.
     """
-    rows = listed.rows.tolist()
-    numbers = (row.code, row.need, row.have, row.profile)
-    keys: list[_Key] = list(zip(*(column[listed.rows].tolist() for column in numbers), strict=True))
-    if len(listed.known) < len(rows):
-        keys = [key if at >= 0 else _UNKNOWN for key, at in zip(keys, rows, strict=True)]
-    found = Verdicts()
-    rejections: dict[_Key, Rejection] = {}
-    several = Counter(keys)
-    for key, at in dict(zip(keys, rows, strict=True)).items():
-        if key[0] == 0 and every:
-            continue
-        rejections[key] = rejection = _rejection(row, key, at)
-        found.counts[rejection.reason] += several[key]
-    told = texts(rejections.values())
-    now = {key: told[rejection] for key, rejection in rejections.items() if not rejection.reason.never}
-    never = {key: told[rejection] for key, rejection in rejections.items() if rejection.reason.never}
-    found.now = _named(listed.names, keys, now)
-    found.never = _named(listed.names, keys, never)
-    if every:
-        found.fitting = [
-            name for name, key in zip(listed.names, keys, strict=True) if key[0] == 0 and name not in kept_from
-        ]
-    fits = {name for name, key in zip(listed.names, keys, strict=True) if key[0] == 0} if kept_from else set()
-    for name in fits & kept_from.keys():
-        found.now[name] = kept_from[name].text
-        found.counts[kept_from[name].reason] += 1
-        if not every:
-            found.counts[Reason.ARRANGEMENT] -= 1
+    told: _Told = {}
+    code = row.code
+    fits = listed.known[code[listed.known] == 0]
+    kept = {at: kept_from[name] for at in fits.tolist() if (name := listed.name(at)) in kept_from} if kept_from else {}
+    for at, why in kept.items():
+        told.setdefault(why, []).extend(keys.on(np.array([at])))
+    taken = fits[~np.isin(fits, list(kept))] if kept else fits
+    if not every:
+        _tell(told, Rejection(Reason.ARRANGEMENT), keys.on(taken))
+    for rows in _alike(listed.known[code[listed.known] != 0], (code, row.profile, row.need, row.have)):
+        _tell(told, row.rejection(int(rows[0])), keys.on(rows))
+    _tell(told, Rejection(Reason.UNKNOWN_NODE), list(map(_key, listed.unknown)))
+    found = _written(told)
+    if every and len(taken):
+        found.fitting = list(compress(listed.names, np.isin(listed.rows, taken)))
     return found
 
 
-def _rejection(row: ShapeRow, key: _Key, at: int) -> Rejection:
-    if key == _UNKNOWN:
-        return Rejection(Reason.UNKNOWN_NODE)
-    return row.rejection(at) if key[0] else Rejection(Reason.ARRANGEMENT)
+def one_verdict(listed: NameList, why: Rejection, keys: Keys) -> Verdicts:
+    """The same of all names."""
+    return _written({why: [*keys.on(listed.known), *map(_key, listed.unknown)]})
 
 
-def _named(names: list[str], keys: list[_Key], texts: Mapping[_Key, str]) -> dict[str, str]:
-    """The texts by name, for the keys that have one, in the order of the names."""
-    if not texts:
-        return {}
-    found = dict(zip(names, map(texts.get, keys), strict=True))
-    return {name: text for name, text in found.items() if text is not None}
+def _alike(rows: IntArray, columns: Sequence[IntArray]) -> Iterator[IntArray]:
+    """Rows by what all of these columns say of them."""
+    if not len(rows):
+        return
+    for at, column in enumerate(columns):
+        values = column.take(rows)
+        if (values == values[0]).all():
+            continue
+        order = values.argsort(kind="stable")
+        values = values.take(order)
+        for part in np.split(rows.take(order), np.flatnonzero(values[1:] != values[:-1]) + 1):
+            yield from _alike(part, columns[at + 1 :])
+        return
+    yield rows
+
+
+def _tell(told: _Told, why: Rejection, keys: list[bytes]) -> None:
+    if keys:
+        told.setdefault(why, []).extend(keys)
+
+
+def _written(told: _Told) -> Verdicts:
+    found = Verdicts()
+    now: list[bytes] = []
+    never: list[bytes] = []
+    for why, text in texts(told).items():
+        found.counts[why.reason] += len(told[why])
+        end = encode(text)
+        (never if why.reason.never else now).append((end + b",").join(told[why]) + end)
+    found.now, found.never = _object(now), _object(never)
+    return found
+
+
+def _object(members: list[bytes]) -> msgspec.Raw:
+    return msgspec.Raw(b"{%b}" % b",".join(members)) if members else NOTHING
+
+
+def _key(name: str) -> bytes:
+    return encode(name) + b":"

@@ -19,6 +19,8 @@ T = TypeVar("T")
 LARGEST_BODY: Final = 8 << 20
 """Bytes of one request. 5,000 node names have under 400 KiB, a pod at most 1.5 MiB; 5,000 whole Nodes don't fit."""
 LONGEST_NAME: Final = 253
+NOTHING: Final = msgspec.Raw(b"{}")
+"""An empty JSON object."""
 
 
 class WireError(TesseraError):
@@ -72,8 +74,8 @@ class FilterResult(msgspec.Struct, kw_only=True):
 
     NodeNames: msgspec.Raw | list[str] | None = None
     Nodes: dict[str, list[msgspec.Raw]] | None = None
-    FailedNodes: dict[str, str] = {}
-    FailedAndUnresolvableNodes: dict[str, str] = {}
+    FailedNodes: msgspec.Raw = NOTHING
+    FailedAndUnresolvableNodes: msgspec.Raw = NOTHING
     Error: str = ""
 
 
