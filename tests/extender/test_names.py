@@ -90,6 +90,21 @@ def test_every_name_has_its_row_once_in_any_order(many, encode, extra):
         assert found.name(many.row("gpu-node-9.example")) == "gpu-node-9.example"
 
 
+def test_the_same_nodes_in_any_order_are_kept_once(many):
+    lists, random = NameLists(many), Random(4)
+    names = [*many]
+    first = resolve(lists, names).nodes
+    fewer = resolve(lists, names[1:]).nodes
+    for _ in range(6):
+        random.shuffle(names)
+        assert resolve(lists, names).nodes is first
+    assert first.names != fewer.names
+    many.drop_node(names[0])
+    many.set_node("takes-its-row", None)
+    assert "takes-its-row" in resolve(lists, [*many]).nodes
+    assert resolve(lists, [*many]).nodes.names == tuple(sorted(many))
+
+
 def test_some_of_the_nodes_are_those_and_no_others(many):
     some = [f"gpu-node-{number}.example" for number in range(300, 100, -1)]
     found = resolve(NameLists(many), some)

@@ -25,6 +25,18 @@ _SHORTEST_TABLED: Final = 4096
 """Bytes. A node that a pod was promised is asked about alone, which is not worth a table that lasts until nodes change."""
 
 
+class HashedNames(tuple[str, ...]):  # noqa: SLOT001  a tuple takes none but empty ones
+    """Names that are hashed once: 5,000 of them take 0.1 ms."""
+
+    _hash: int | None = None
+
+    def __hash__(self) -> int:
+        """As a tuple's."""
+        if self._hash is None:
+            self._hash = super().__hash__()
+        return self._hash
+
+
 class Nodes:
     """Some nodes in no order: what is kept of a list while a pod waits.
 
@@ -39,7 +51,7 @@ class Nodes:
 
     def __init__(self, names: list[str]) -> None:
         """Take names, each once; those that come sorted cost a tenth."""
-        self.names: tuple[str, ...] = tuple(sorted(map(sys.intern, names)))
+        self.names = HashedNames(sorted(map(sys.intern, names)))
 
     def __contains__(self, name: object) -> bool:
         """Whether a node of that name is among them."""
@@ -47,6 +59,31 @@ class Nodes:
             return False
         at = bisect_left(self.names, name)
         return at < len(self.names) and self.names[at] == name
+
+
+class KeptNodes:
+    """The sets of nodes that came last: pods that are refused one after the other mostly came with the same."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        """Take nodes of this ledger."""
+        self._ledger = ledger
+        self._of = -1
+        self._kept: list[tuple[IntArray, Nodes]] = []
+
+    def on(self, rows: IntArray) -> Nodes:
+        """The nodes in these rows, which ascend; all are known."""
+        if self._of != self._ledger.nodes_changed:
+            self._kept.clear()
+            self._of = self._ledger.nodes_changed
+        for of, nodes in self._kept:
+            if np.array_equal(of, rows):
+                return nodes
+        self._ledger.rank()
+        order = rows[self._ledger.columns.rank[rows].argsort()]
+        found = Nodes(list(map(self._ledger.names.__getitem__, order.tolist())))
+        self._kept.insert(0, (rows, found))
+        del self._kept[_MOST_KEPT:]
+        return found
 
 
 class NameList:
@@ -57,22 +94,25 @@ class NameList:
         known: the rows of those that are known, ascending: whatever is chosen by them hangs on no order of names.
     """
 
-    __slots__ = ("_ledger", "_names", "_nodes", "known", "rows")
+    __slots__ = ("_kept", "_ledger", "_names", "_nodes", "known", "rows")
 
-    def __init__(self, ledger: Ledger, rows: IntArray, *, known: IntArray, names: list[str] | None = None) -> None:
+    def __init__(
+        self, ledger: Ledger, rows: IntArray, *, known: IntArray, kept: KeptNodes, names: list[str] | None = None
+    ) -> None:
         """Take rows; names may be left out where all are known."""
         self._ledger = ledger
+        self._kept = kept
         self._names = names
         self._nodes: Nodes | None = None
         self.rows = rows
         self.known = known
 
     @classmethod
-    def of(cls, names: list[str], ledger: Ledger) -> NameList:
+    def of(cls, names: list[str], ledger: Ledger, *, kept: KeptNodes | None = None) -> NameList:
         """Look every name up; one that comes twice counts once."""
         names = list(dict.fromkeys(names))
         rows: IntArray = np.fromiter(map(ledger.rows.get, names, repeat(-1)), np.int64, len(names))
-        return cls(ledger, rows, known=_distinct(rows, ledger), names=names)
+        return cls(ledger, rows, known=_distinct(rows, ledger), kept=kept or KeptNodes(ledger), names=names)
 
     @property
     def names(self) -> list[str]:
@@ -92,18 +132,12 @@ class NameList:
     def nodes(self) -> Nodes:
         """Its names in no order."""
         if self._nodes is None:
-            self._nodes = Nodes(self._in_order() if len(self.known) == len(self.rows) else self.names)
+            self._nodes = self._kept.on(self.known) if len(self.known) == len(self.rows) else Nodes(self.names)
         return self._nodes
 
     def name(self, row: int) -> str:
         """The name of the node in that row."""
         return self._ledger.names[row]
-
-    def _in_order(self) -> list[str]:
-        """The names of those that are known, sorted, as the ledger has them."""
-        self._ledger.rank()
-        order = self.known[self._ledger.columns.rank[self.known].argsort()]
-        return list(map(self._ledger.names.__getitem__, order.tolist()))
 
 
 class NameLists:
@@ -113,6 +147,7 @@ class NameLists:
         """Look names up in this ledger."""
         self._ledger = ledger
         self._table: NameTable | None = None
+        self._nodes = KeptNodes(ledger)
         # The latest first. Compared one by one: hashing 130 kB costs 100 us, comparing them 10.
         self._kept: list[tuple[bytes, NameList]] = []
         self._of = ledger.nodes_changed
@@ -124,7 +159,7 @@ class NameLists:
             WireError: names that no node has.
         """
         if args.nodes is not None:
-            return NameList.of(list(args.nodes), self._ledger)
+            return NameList.of(list(args.nodes), self._ledger, kept=self._nodes)
         if self._of != self._ledger.nodes_changed:
             self._kept.clear()
             self._table = None
@@ -148,8 +183,8 @@ class NameLists:
             if rows is not None:
                 known = _distinct(rows, self._ledger)
                 if len(known) == len(rows):
-                    return NameList(self._ledger, rows, known=known)
-        return NameList.of(read_names(raw), self._ledger)
+                    return NameList(self._ledger, rows, known=known, kept=self._nodes)
+        return NameList.of(read_names(raw), self._ledger, kept=self._nodes)
 
 
 def _distinct(rows: IntArray, ledger: Ledger) -> IntArray:
