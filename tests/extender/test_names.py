@@ -15,7 +15,7 @@ from webhook.extender.namelists import NameLists
 from webhook.extender.nametable import NameTable
 from webhook.extender.wire import FilterArgs, SchedulingPod, WireError
 
-NAMES = st.text("abc-.0é", min_size=1, max_size=20)
+NAMES = st.text('abc-.0é,"\\', min_size=1, max_size=20)
 
 
 def go(names):
@@ -44,14 +44,24 @@ def test_a_table_finds_every_row_or_says_nothing(there, data):
     if found is not None:
         assert found.tolist() == [rows[name] for name in asked]
     else:
-        assert not asked or not set(asked) <= rows.keys() or len(asked) > 2 * len(rows)
+        commas = any("," in name for name in asked)
+        assert not asked or commas or not set(asked) <= rows.keys() or len(asked) > 2 * len(rows)
 
 
 @pytest.mark.parametrize(
     "raw",
     [
+        b"",
+        b"[",
         b"[]",
         b"null",
+        b'["a","b"',
+        b'"a","b"]',
+        b'["a","b"]]',
+        b'["a",","b"]',
+        b'["a",,"b"]',
+        b'["a","b",]',
+        b'["a"\0,"b"]',
         b'[ "a","b"]',
         b'["a", "b"]',
         b'["a","b" ]',
@@ -69,6 +79,15 @@ def test_a_table_finds_every_row_or_says_nothing(there, data):
 )
 def test_a_table_says_nothing_of_what_it_does_not_read(raw):
     assert NameTable({"a": 1, "b": 0}).rows(raw) is None
+
+
+@pytest.mark.parametrize("prefix", ["", "a-long-name-that-all-nodes-have-"])
+def test_names_as_long_as_each_other_and_names_that_are_not(prefix):
+    rows = {f"{prefix}{number:0{width}}": 3 * number + width for width in (3, 4) for number in range(90)}
+    table, alike = NameTable(rows), [name for name in rows if len(name) == len(prefix) + 3]
+    for asked in (alike, [*rows], [*alike, alike[0], alike[0]], alike[:1]):
+        assert table.rows(go(asked)).tolist() == [rows[name] for name in asked]
+    assert table.rows(go([*alike, f"{prefix}099"])) is None
 
 
 def test_a_table_of_nothing_knows_nothing():
