@@ -150,4 +150,5 @@ def _commas(raw: bytes, text: npt.NDArray[np.uint8]) -> npt.NDArray[np.intp]:
         there: npt.NDArray[np.intp] = np.arange(step, len(raw) - 1, step)
         if (text[there] == _COMMA).all():
             return there
-    return (text == _COMMA).nonzero()[0]
+    found: npt.NDArray[np.intp] = (text == _COMMA).nonzero()[0]
+    return found
