@@ -92,6 +92,21 @@ def clock():
     return ManualClock()
 
 
+@pytest.fixture
+async def time_passes(clock) -> AsyncIterator[None]:
+    """Time goes on by itself, so slowly that nothing that is kept for a minute is ever over."""
+
+    async def go_on() -> None:
+        while True:
+            await asyncio.sleep(0.005)
+            await clock.advance(0.01)
+
+    task = asyncio.create_task(go_on())
+    yield
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 def make_inventory(*sizes: int, first: int = 0, state: str = "serving", lingering: tuple[str, ...] = (), **gpu) -> str:
     """An inventory annotation: GPUs of so many units, numbered from `first`."""
     mig = tuple(MigInstance(id=f"g{n}", profile=p) for n, p in enumerate(gpu.pop("mig", ())))

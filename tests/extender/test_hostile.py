@@ -121,6 +121,7 @@ class Client:
                     self.server.remove("pods", pod["metadata"]["name"], "default")
 
 
+@pytest.mark.usefixtures("time_passes")
 @pytest.mark.parametrize("seed", range(3))
 async def test_nothing_is_given_twice_whatever_happens(new_rig, server, pod, node, seed):
     rng = random.Random(seed)

@@ -92,6 +92,7 @@ async def test_two_half_full_gpus_are_not_one_whole_gpu(rig, pod):
         "n1": "its room is kept for a pod of priority 100"
     }
     assert (await rig.filter(pod("small", units=24), "n1"))["NodeNames"] == ["n1"], "beside it there is room"
+    await rig.clock.advance(1)
     assert await rig.schedule(high) == "n1"
     await rig.caught_up()
     assert rig.cluster.keeper.promised("uid-high") is None

@@ -183,6 +183,8 @@ class Binder:
             claim = self._reserve(asked, args.Node, self._cluster.refusals.on(args.Node, pod))
             self._cluster.refusals.bound(pod, args.Node)
         try:
+            if claim is not None and (wait := self._cluster.handback.wait(args.Node, claim)):
+                await self._clock.sleep(wait)
             verdict, why = await self._attempt(pod, args.Node, self._annotations(asked, claim, args.Node), gone)
         except BindError:
             self._give_back(pod.metadata.uid)

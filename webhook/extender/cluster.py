@@ -31,6 +31,7 @@ from tessera.placement.pricing import Pricing
 from tessera.placement.reasons import Reason
 from tessera.placement.scores import Scores
 from tessera.placement.workload import Demand, Demands, Workload
+from webhook.extender.handback import Handback
 from webhook.extender.keeping import Keeper
 from webhook.extender.preferences import Preferences
 from webhook.extender.refusals import LONGEST_MESSAGE, Cause, Refusal, Refusals
@@ -90,6 +91,7 @@ class Cluster:
         preferences: what pods prefer of nodes.
         keeper: what is kept for pods that were promised a node.
         refusals: which nodes have just refused pods and are left alone.
+        handback: on which GPUs a node agent is just handing back what it had withheld.
     """
 
     def __init__(
@@ -129,6 +131,7 @@ class Cluster:
         self.preferences = Preferences()
         self.keeper = Keeper(self.ledger, names=names, clock=clock, freed=grew)
         self.refusals = Refusals(names=names, clock=clock, opened=grew)
+        self.handback = Handback(clock)
         self._clock = clock
         self._settled = settled
         self._refused = refused
@@ -234,6 +237,9 @@ class Cluster:
 
     def _free(self, uid: str, node: str) -> None:
         self._forget(uid)
+        booked = self.ledger.booked(uid)
+        if booked is not None:
+            self.handback.left(*booked)
         self.ledger.release(uid)
         facts = self._facts.get(node)
         if facts is not None and uid in facts.drift:
@@ -368,6 +374,7 @@ class Cluster:
         self.forget_old_names()
         self.keeper.tick()
         self.refusals.tick()
+        self.handback.tick()
         for uid, reservation in list(self._reservations.items()):
             # Bound and gone without the watch having shown it: as a pod that vanished.
             if reservation.state == "written" and now - reservation.since >= VANISHED and self.pods.by_uid(uid) is None:
