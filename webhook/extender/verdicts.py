@@ -87,8 +87,15 @@ def verdicts(
     taken = fits[~np.isin(fits, list(kept))] if kept else fits
     if not every:
         _tell(told, Rejection(Reason.ARRANGEMENT), keys.on(taken))
-    for rows in _alike(listed.known[code[listed.known] != 0], (code, row.profile, row.need, row.have)):
-        _tell(told, row.rejection(int(rows[0])), keys.on(rows))
+    # The row looks for what is stale whenever it is asked; of hundreds of amounts that are one reason it is asked once.
+    profile, need, have = row.profile, row.need, row.have
+    reasons: dict[tuple[int, int], Rejection] = {}
+    for rows in _alike(listed.known[code[listed.known] != 0], (code, profile, need, have)):
+        at = int(rows[0])
+        kind = int(code[at]), int(profile[at])
+        if kind not in reasons:
+            reasons[kind] = row.rejection(at)
+        _tell(told, reasons[kind]._replace(need=int(need[at]), have=int(have[at])), keys.on(rows))
     _tell(told, Rejection(Reason.UNKNOWN_NODE), list(map(_key, listed.unknown)))
     found = _written(told)
     if every and len(taken):
