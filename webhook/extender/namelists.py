@@ -26,7 +26,7 @@ _SHORTEST_TABLED: Final = 4096
 
 
 class HashedNames(tuple[str, ...]):  # noqa: SLOT001  a tuple takes none but empty ones
-    """Names that are hashed once: 5,000 of them take 0.1 ms."""
+    """Names that are hashed once, not whenever they are looked for."""
 
     _hash: int | None = None
 
