@@ -65,7 +65,8 @@ def test_containers_and_the_agent_restart_while_the_api_server_is_away(space, pr
     space.running("first", "second", "whole", "other", seconds=RECOVERS)
     product.wait_installed()
     assert same(truth.pod_resources(space.cluster), devices)
-    space.run(pods.pod("next", {"gpu": 1}))
+    # kube-scheduler's watches wait as long (client-go: 30 s and up to as much again).
+    space.run(pods.pod("next", {"gpu": 1}), seconds=RECOVERS)
     space.just(least=15)
     space.nobody_was_refused()
 
@@ -77,7 +78,7 @@ def test_a_kubelet_that_restarts_while_the_api_server_is_away_leaves_containers_
     with space.undisturbed():
         space.cluster.restart_api_server(between=space.cluster.restart_kubelet)
         product.wait_installed()
-        space.run(pods.pod("next", {"gpu-memory": "8Gi"}))
+        space.run(pods.pod("next", {"gpu-memory": "8Gi"}), seconds=RECOVERS)
         found = truth.pod_resources(space.cluster)
         assert same({name: found[name] for name in devices}, devices)
         space.just(least=9)
