@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -306,3 +307,17 @@ async def test_a_gated_pod_is_bound_by_nobody_and_holds_nothing(rig):
     rig.server.put("pods", gated)
     await rig.caught_up()
     assert await rig.schedule(rig.server.get("pods", "gated", "default")) == "n1"
+
+
+async def test_nothing_is_decided_before_what_was_read_is_in_order(rig, pod):
+    """Setting a full cache aside takes the loop a third of a second: nobody should have asked by then."""
+    rig.put_node("n1", 64)
+    await rig.caught_up()
+    seen = []
+    running = asyncio.create_task(rig.cluster.run(synced=lambda: seen.append(rig.cluster.problem)))
+    await rig.until(lambda: seen)
+    assert seen == ["what the first lists hold is being put in order"]
+    assert rig.cluster.problem is None
+    assert (await rig.filter(pod("p", units=8), "n1"))["NodeNames"] == ["n1"]
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)

@@ -132,6 +132,7 @@ class Cluster:
         self.keeper = Keeper(self.ledger, names=names, clock=clock, freed=grew)
         self.refusals = Refusals(names=names, clock=clock, opened=grew)
         self.handback = Handback(clock)
+        self._in_step = True
         self._clock = clock
         self._settled = settled
         self._refused = refused
@@ -147,7 +148,9 @@ class Cluster:
     def problem(self) -> str | None:
         """Why no decision can be made yet, or None."""
         waits = [what for what, cache in (("nodes", self.nodes), ("pods", self.pods)) if not cache.synced.is_set()]
-        return f"the first list of {' and '.join(waits)} is not in yet" if waits else None
+        if waits:
+            return f"the first list of {' and '.join(waits)} is not in yet"
+        return None if self._in_step else "what the first lists hold is being put in order"
 
     def node(self, name: str) -> Node | None:
         """The Node object, if there is one."""
@@ -392,12 +395,14 @@ class Cluster:
         """Let time pass, until cancelled.
 
         Args:
-            synced: called once, when everything that there is was seen.
+            synced: called once, when everything that there is was seen; nothing is decided before it returns.
         """
+        self._in_step = False
         await asyncio.gather(self.pods.synced.wait(), self.nodes.synced.wait())
         _log.info("in step with the cluster: %d nodes, %d pods", len(self.nodes), len(self.pods))
         if synced is not None:
             synced()
+        self._in_step = True
         while True:
             await self._clock.sleep(TICK)
             self.tick()
