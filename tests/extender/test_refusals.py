@@ -347,6 +347,7 @@ def test_pods_that_nobody_answers_for_fill_nothing(world):
         (f"previously allocated devices are no longer healthy; cannot allocate unhealthy devices {NAMES.mig_prefix}1g.5gb", (), "node"),
         ("rpc error: code = Unavailable desc = error reading from server: EOF", (), "node"),
         ("device plugin GetPreferredAllocation rpc failed with err: rpc error: code = Unavailable desc = x", (), "node"),
+        ("rpc error: code = Canceled desc = grpc: the client connection is closing", (), "node"),
         ("rpc error: code = Unavailable desc = EOF", ("vendor.example/nic",), "pod"),
         (WORDS, (), "pod"),
         (f"rpc error: code = FailedPrecondition desc = tessera: code = Unavailable {AWAY}", (), "pod"),

@@ -55,6 +55,8 @@ REFUSED: Final = "UnexpectedAdmissionError"
 
 Cause = Literal["node", "pod"]
 _CODE: Final = re.compile(r"\bcode = (\w+)")
+_CUT_OFF: Final = ("Unavailable", "Canceled")
+"""What gRPC calls a connection that broke, and one that the kubelet itself closed because its plugin was gone."""
 
 
 class Who(NamedTuple):
@@ -336,7 +338,7 @@ def cause_of(pod: Pod, names: Names) -> Cause:
     message = (pod.status.message or "")[:LONGEST_MESSAGE]
     code = _CODE.search(message)
     if code is not None:
-        return "node" if code[1] == "Unavailable" and not any(_foreign(pod, names)) else "pod"
+        return "node" if code[1] in _CUT_OFF and not any(_foreign(pod, names)) else "pod"
     return "node" if any(names.is_ticket(word.strip(".,;:")) for word in message.split()) else "pod"
 
 

@@ -14,6 +14,7 @@ AGENT_DEAD = (
     "requested number of devices unavailable",
     "no healthy devices present; cannot allocate unhealthy devices",
     "rpc failed with err: rpc error: code = Unavailable",
+    "rpc failed with err: rpc error: code = Canceled desc = grpc: the client connection is closing",
 )
 
 
