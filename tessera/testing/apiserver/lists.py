@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Final
 
@@ -96,7 +97,9 @@ class Lister:
             version, snapshot = self._store.version, self._now(query.resource.shelf)
         elif snapshot is None:
             raise status.expired(_TOO_OLD, rest=_token(-1, start))
-        return version, [s for s in snapshot if s.key > start and _wanted(s, query)]
+        # The 80 pages of 40,000 pods took seconds while each looked at all of them.
+        rest = snapshot[bisect_right(snapshot, start, key=_key) :]
+        return version, [s for s in rest if _wanted(s, query)] if query.namespace or query.selector else rest
 
     def _now(self, shelf: str) -> list[Stored]:
         return [stored for _, stored in sorted(self._store.shelf(shelf).objects.items())]
@@ -113,6 +116,10 @@ class Lister:
             raise status.bad_request(f"invalid resource version: {status.no_version(version)}")
         if int(version) > self._store.version:
             raise status.too_large_version(int(version), self._store.version)
+
+
+def _key(stored: Stored) -> Key:
+    return stored.key
 
 
 def _wanted(stored: Stored, query: ListQuery) -> bool:
