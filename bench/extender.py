@@ -13,9 +13,9 @@ server takes more of the time than the extender. In the third the whole state is
 from __future__ import annotations
 
 import asyncio
-import http.client
 import json
 import os
+import socket
 import sys
 import tempfile
 import time
@@ -164,24 +164,50 @@ class _Lists:
 
 
 class _Client:
-    """kube-scheduler's side of a filter, blocking, so that nothing but the extender takes time."""
+    """kube-scheduler's side of a filter, blocking, so that nothing but the extender takes time.
+
+    One connection, on which a request is written in one piece and its answer is read by Content-Length: `http.client` would
+    add 0.1 ms of its own to each, mostly for parsing headers as mail.
+    """
 
     def __init__(self, address: str, lists: _Lists) -> None:
-        self._connection = http.client.HTTPConnection(address, timeout=10)
+        host, _, port = address.rpartition(":")
+        self._socket = socket.create_connection((host, int(port)), timeout=10)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._head = f"POST /filter HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n"
         self._lists = lists
 
     def filter(self, pod: Object) -> tuple[float, str]:
-        """Seconds that it took, and the node named."""
+        """Seconds that it took, from the first byte sent to the last one read, and the node named."""
         body = self._lists.args(pod)
+        request = f"{self._head}Content-Length: {len(body)}\r\n\r\n".encode() + body
         start = time.perf_counter()
-        self._connection.request("POST", "/filter", body, {"Content-Type": "application/json"})
-        answer = self._connection.getresponse()
-        content = answer.read()
+        self._socket.sendall(request)
+        head, content = self._read()
         taken = time.perf_counter() - start
-        if answer.status != 200:
-            raise SystemExit(f"unexpected answer: {answer.status} {content[:300]!r}")
+        if not head.startswith(b"HTTP/1.1 200 "):
+            raise SystemExit(f"unexpected answer: {head!r} {content[:300]!r}")
         chosen = json.loads(content)["NodeNames"]
         return taken, chosen[0] if chosen else ""
+
+    def _read(self) -> tuple[bytes, bytes]:
+        """An answer's head and body."""
+        found = self._some()
+        while b"\r\n\r\n" not in found:
+            found += self._some()
+        head, _, content = found.partition(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
+        parts, size = [content], len(content)
+        while size < length:
+            parts.append(self._some())
+            size += len(parts[-1])
+        return head, b"".join(parts)
+
+    def _some(self) -> bytes:
+        found = self._socket.recv(1 << 18)
+        if not found:
+            raise SystemExit("the extender has closed the connection")
+        return found
 
 
 async def _all_the_way(api: FakeApiServer, address: str, lists: _Lists, pods: list[Object]) -> float:

@@ -28,7 +28,8 @@ from tessera.model.quantity import size
 from tessera.model.request import ContainerRequest
 from tessera.model.tickets import Ask, asks
 from tessera.placement.company import ANYBODY, Company, company
-from tessera.placement.fit import GpuState, Place, Places, judge, place
+from tessera.placement.fit import judge, place
+from tessera.placement.gpustate import GpuState, Place, Places
 from tessera.placement.holding import hold
 from tessera.placement.reasons import Rejection
 from tessera.placement.shape import shape_of

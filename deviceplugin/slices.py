@@ -12,7 +12,7 @@ from tessera.model.inventory import Gpu
 from tessera.model.plan import PlannedSlice
 from tessera.model.pod import Pod
 from tessera.model.request import ContainerRequest
-from tessera.placement.fit import Place
+from tessera.placement.gpustate import Place
 from tessera.placement.holding import Holding
 
 

@@ -15,7 +15,8 @@ from tessera.model.node import Node
 from tessera.model.pod import Manifest, Pod, Toleration
 from tessera.model.tickets import Ask, asks
 from tessera.placement.claims import claim_of
-from tessera.placement.fit import GpuState, place
+from tessera.placement.fit import place
+from tessera.placement.gpustate import GpuState
 from tessera.placement.nodebook import NodeBook
 from tessera.placement.nodefacts import NodeFacts, read
 from tessera.placement.reasons import Reason, Rejection

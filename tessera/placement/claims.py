@@ -22,7 +22,7 @@ from tessera.model.pod import Pod, role
 from tessera.model.request import ContainerRequest
 from tessera.model.tickets import Ask, asks, containers, ticket_counts, units_of
 from tessera.placement.company import ANYBODY, Company, company
-from tessera.placement.fit import Place, Places
+from tessera.placement.gpustate import Place, Places
 from tessera.placement.holding import Holding, hold, pod_holdings
 from tessera.placement.shape import profile_name
 

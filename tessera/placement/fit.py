@@ -10,61 +10,22 @@ No numpy here: the node agent places pods without a plan by this code, and has t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
-import msgspec
-
 from tessera.model.guarantee import Guarantee
-from tessera.model.inventory import Gpu
 from tessera.model.tickets import Ask
-from tessera.placement.company import Company
-from tessera.placement.holding import NOTHING, Holding, fits, free_percent, free_units, hold, pod_holdings, within
+from tessera.placement.gpustate import GpuState, Place, Places, bears, has_room, matches, sliceable
+from tessera.placement.holding import Holding, fits, free_percent, free_units, hold, pod_holdings, within
+from tessera.placement.mig import choose_instances, judge_instances
 from tessera.placement.policies import Policy, policy
 from tessera.placement.reasons import Reason, Rejection
-from tessera.placement.shape import Part, Shape, profile_name
+from tessera.placement.shape import Part, Shape
 from tessera.placement.topology import JOIN_NAMES, Budget, groups, possible
 
 STEPS: Final = 2000
 """Steps of one search. A pod of 6 containers on 8 GPUs takes under 100; 2000 take about 5 ms."""
 _LONGEST_WHAT: Final = 120
-
-
-class GpuState:
-    """One GPU with what is held on it: what placement needs to know of it.
-
-    Attributes:
-        gpu: as the inventory describes it.
-        held: everything held on it, foreign use included (as units).
-        taken: IDs of its MIG instances that are in use.
-        companies: of the pods that hold slices there.
-    """
-
-    __slots__ = ("companies", "gpu", "held", "taken")
-
-    def __init__(
-        self, gpu: Gpu, held: Holding = NOTHING, taken: Collection[str] = (), companies: Collection[Company] = ()
-    ) -> None:
-        """Describe one GPU; the collections are only read."""
-        self.companies = companies
-        self.gpu = gpu
-        self.held = held
-        self.taken = taken
-
-    def __repr__(self) -> str:
-        """Show what a failed assertion needs."""
-        return f"GpuState({self.gpu.id}, {self.gpu.units} units, {self.held}, taken={sorted(self.taken)})"
-
-
-class Place(msgspec.Struct, frozen=True, gc=False):
-    """One GPU of a container, or one MIG instance on it."""
-
-    gpu: str
-    instance: str | None = None
-
-
-Places = Mapping[str, tuple[Place, ...]]
-"""By container name, where it is: one place per GPU or instance asked."""
 
 
 def judge(shape: Shape, gpus: Sequence[GpuState]) -> Rejection | None:
@@ -82,7 +43,7 @@ def judge(shape: Shape, gpus: Sequence[GpuState]) -> Rejection | None:
         rejection = _judge_slices(shape, slices, found)
         if rejection is not None:
             return rejection
-    return _judge_instances(shape, gpus)
+    return judge_instances(shape, gpus)
 
 
 def place(
@@ -108,8 +69,8 @@ def place(
     rejection = judge(shape, gpus)
     if rejection is not None:
         return rejection
-    pool = [state for state in gpus if state.gpu.health == "ok" and _matches(shape, state)]
-    whole = [state for state in pool if not state.gpu.mig and state.gpu.units > 0 and _bears(shape, state)]
+    pool = [state for state in gpus if state.gpu.health == "ok" and matches(shape, state)]
+    whole = [state for state in pool if not state.gpu.mig and state.gpu.units > 0 and bears(shape, state)]
     named = [(ask.container, part) for ask, part in zip(asks, shape.parts, strict=True)]
     slices = [(name, part) for name, part in named if part.request.mig is None]
     places: dict[str, tuple[Place, ...]] = {}
@@ -119,9 +80,9 @@ def place(
     elif slices:
         found = _Search(slices, whole, shape, chosen_policy).run()
         if found is None:
-            return _no_arrangement(shape, [state for state in gpus if _sliceable(state) and _matches(shape, state)])
+            return _no_arrangement(shape, [state for state in gpus if sliceable(state) and matches(shape, state)])
         places |= found
-    places |= _instances(named, pool, apart=shape.wishes.policy == "spread")
+    places |= choose_instances(named, pool, apart=shape.wishes.policy == "spread")
     return places
 
 
@@ -133,9 +94,9 @@ def _alone(shape: Shape, gpus: Sequence[GpuState], by: Policy) -> str | None:
     best, chosen = 0, None
     for state in gpus:
         gpu = state.gpu
-        if gpu.health != "ok" or gpu.mig or (picky and not _matches(shape, state)):
+        if gpu.health != "ok" or gpu.mig or (picky and not matches(shape, state)):
             continue
-        if state.companies and not _bears(shape, state):
+        if state.companies and not bears(shape, state):
             continue
         piece = pieces.get(gpu.units)
         if piece is None:
@@ -164,7 +125,7 @@ def still_fits(asks: Sequence[Ask], shape: Shape, places: Places, gpus: Sequence
     if any(there[place.gpu].gpu.mig for chosen in places.values() for place in chosen if place.instance is None):
         return False
     more = pod_holdings(asks, on, capacity=capacity, unit=shape.unit)
-    if not all(_bears(shape, there[gpu]) for gpu in more):
+    if not all(bears(shape, there[gpu]) for gpu in more):
         return False
     return all(fits(there[gpu].held, piece, capacity=capacity[gpu]) for gpu, piece in more.items())
 
@@ -204,7 +165,7 @@ def _judge_slices(shape: Shape, slices: tuple[Part, ...], pool: list[GpuState]) 
     healthy = [state for state in pool if state.gpu.health == "ok"]
     if len(healthy) < most:
         return Rejection(Reason.SICK, most, len(healthy))
-    healthy = [state for state in healthy if _bears(shape, state)]
+    healthy = [state for state in healthy if bears(shape, state)]
     if len(healthy) < most:
         return Rejection(Reason.NEIGHBOURS, most, len(healthy))
     for part in slices:
@@ -219,7 +180,7 @@ def _judge_slices(shape: Shape, slices: tuple[Part, ...], pool: list[GpuState]) 
 def _judge_part(shape: Shape, part: Part, pool: list[GpuState]) -> Rejection | None:
     """Why one container alone finds no room, said by the scarcest amount."""
     request = part.request
-    room = sum(_has_room(state, part, shape) for state in pool)
+    room = sum(has_room(state, part, shape) for state in pool)
     if room >= request.gpus:
         return None
     if request.whole:
@@ -243,23 +204,6 @@ def _judge_part(shape: Shape, part: Part, pool: list[GpuState]) -> Rejection | N
     return Rejection(Reason.BOTH)
 
 
-def _judge_instances(shape: Shape, gpus: Sequence[GpuState]) -> Rejection | None:
-    for profile, need in sorted(shape.instances.items()):
-        pool = [state for state in gpus if _matches(shape, state)]
-        there = sum(profile_name(i.profile) == profile for state in pool for i in state.gpu.mig)
-        if there < need:
-            return Rejection(Reason.NO_MIG, need, there, profile)
-        free = sum(len(free_instances(state, profile)) for state in pool if state.gpu.health == "ok")
-        if free < need:
-            return Rejection(Reason.MIG_TAKEN, need, free, profile)
-    return None
-
-
-def free_instances(state: GpuState, profile: str) -> list[str]:
-    """IDs of the GPU's free MIG instances of a profile (as ticket names write it), in the inventory's order."""
-    return [i.id for i in state.gpu.mig if profile_name(i.profile) == profile and i.id not in state.taken]
-
-
 def what(shape: Shape, reason: Reason, profile: str = "") -> str:
     """The name or list that a reason's text has for this shape."""
     wishes = shape.wishes
@@ -277,27 +221,6 @@ def what(shape: Shape, reason: Reason, profile: str = "") -> str:
         case _:
             text = ""
     return text if len(text) <= _LONGEST_WHAT else f"{text[:_LONGEST_WHAT]}..."
-
-
-def _matches(shape: Shape, state: GpuState) -> bool:
-    gpu, wishes = state.gpu, shape.wishes
-    return (
-        wishes.takes_uuid(gpu.uuid) and wishes.takes_model(gpu.model) and gpu.guarantee.memory.satisfies(wishes.least)
-    )
-
-
-def _bears(shape: Shape, state: GpuState) -> bool:
-    """Whether the pod and those on the GPU may be together."""
-    return not state.companies or all(shape.wishes.company.bears(other) for other in state.companies)
-
-
-def _sliceable(state: GpuState) -> bool:
-    return not state.gpu.mig and state.gpu.units > 0
-
-
-def _has_room(state: GpuState, part: Part, shape: Shape) -> bool:
-    capacity = state.gpu.units
-    return fits(state.held, hold(part.request, capacity=capacity, unit=shape.unit), capacity=capacity)
 
 
 def _one_gpu(shape: Shape, pool: list[GpuState], by: Policy) -> str:
@@ -322,64 +245,6 @@ def _no_arrangement(shape: Shape, pool: list[GpuState]) -> Rejection:
     gpus = [state.gpu for state in pool]
     reason = Reason.FREE_LINKS if possible(gpus, several, joins, Budget(STEPS)) else Reason.NO_LINKS
     return Rejection(reason, several, what=what(shape, reason))
-
-
-def _instances(named: list[tuple[str, Part]], pool: list[GpuState], *, apart: bool) -> dict[str, tuple[Place, ...]]:
-    """MIG instances: the GPU with the fewest free first, or the most (`apart`); a plain init container takes what later
-    containers will have.
-    """
-    given: dict[str, list[Place]] = {}
-    free: dict[str, list[Place]] = {}
-    places: dict[str, tuple[Place, ...]] = {}
-    # Containers that stay come first, so that the init containers can borrow theirs.
-    for name, part in sorted(named, key=lambda item: item[1].role == "init"):
-        if part.request.mig is None:
-            continue
-        profile, count = profile_name(part.request.mig), part.request.gpus
-        if profile not in free:
-            free[profile] = _in_turn(pool, profile) if apart else _fullest_first(pool, profile)
-            given[profile] = []
-        reused = _borrowed(name, named, places, profile)[:count] if part.role == "init" else []
-        fresh = free[profile][: count - len(reused)]
-        if part.role == "init":
-            # The next init container may have the same ones again.
-            places[name] = (*reused, *fresh)
-        else:
-            del free[profile][: len(fresh)]
-            places[name] = tuple(fresh)
-    return places
-
-
-def _fullest_first(pool: list[GpuState], profile: str) -> list[Place]:
-    """The free instances of the GPU that has the fewest, and of equals the fewest of all profiles, then of the next."""
-
-    def key(state: GpuState) -> tuple[int, int]:
-        return len(free_instances(state, profile)), sum(i.id not in state.taken for i in state.gpu.mig)
-
-    return [Place(state.gpu.id, i) for state in sorted(pool, key=key) for i in free_instances(state, profile)]
-
-
-def _in_turn(pool: list[GpuState], profile: str) -> list[Place]:
-    """The free instances such that each is on the GPU that has the most free once those before are taken."""
-    found = []
-    for state in pool:
-        free = free_instances(state, profile)
-        rest = sum(i.id not in state.taken for i in state.gpu.mig)
-        found += [(rest - n, Place(state.gpu.id, i)) for n, i in enumerate(free)]
-    return [place for _, place in sorted(found, key=lambda each: -each[0])]
-
-
-def _borrowed(
-    init: str, named: list[tuple[str, Part]], places: Mapping[str, tuple[Place, ...]], profile: str
-) -> list[Place]:
-    """Instances of containers that start after this init container."""
-    order = [name for name, _ in named]
-    return [
-        each
-        for name, part in named[order.index(init) + 1 :]
-        if part.role != "init" and part.request.mig is not None and profile_name(part.request.mig) == profile
-        for each in places[name]
-    ]
 
 
 class _Search:

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from tessera.model.tickets import Ask
-from tessera.placement.fit import GpuState, Places, place
+from tessera.placement.fit import place
+from tessera.placement.gpustate import GpuState, Places
 from tessera.placement.holding import NOTHING, pod_holdings
 from tessera.placement.reasons import Rejection
 from tessera.placement.shape import Shape

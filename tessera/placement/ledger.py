@@ -19,8 +19,9 @@ from tessera.model.inventory import Gpu, Inventory
 from tessera.model.plan import Drift
 from tessera.placement.claims import Claim, Taken
 from tessera.placement.columns import NO_CPU, Columns, gpu_number, guarantee_rank
-from tessera.placement.fit import GpuState, free_instances
+from tessera.placement.gpustate import GpuState
 from tessera.placement.holding import NOTHING
+from tessera.placement.mig import free_instances
 from tessera.placement.nodebook import NodeBook, Room, Slot
 from tessera.placement.reasons import Reason
 from tessera.placement.shape import profile_name

@@ -15,7 +15,7 @@ from tessera.model.inventory import Gpu, Inventory
 from tessera.model.plan import Drift
 from tessera.placement.claims import Claim, Taken, taken
 from tessera.placement.company import Company
-from tessera.placement.fit import GpuState
+from tessera.placement.gpustate import GpuState
 from tessera.placement.holding import NOTHING, Holding, free_percent, free_units
 from tessera.placement.reasons import Reason
 

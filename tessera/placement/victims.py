@@ -17,7 +17,8 @@ from typing import Final
 import msgspec
 
 from tessera.placement.claims import Taken
-from tessera.placement.fit import GpuState, place
+from tessera.placement.fit import place
+from tessera.placement.gpustate import GpuState
 from tessera.placement.holding import NOTHING
 from tessera.placement.keeping import Kept
 from tessera.placement.reasons import Rejection

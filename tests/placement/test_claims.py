@@ -11,7 +11,8 @@ from tessera.model.plan import Plan, PlannedSlice, encode
 from tessera.model.pod import Pod
 from tessera.model.tickets import tickets
 from tessera.placement.claims import Claim, claim_of, plan_of, taken
-from tessera.placement.fit import GpuState, Place, place
+from tessera.placement.fit import place
+from tessera.placement.gpustate import GpuState, Place
 from tessera.placement.holding import Holding
 from tessera.placement.shape import shape_of
 from tessera.placement.wishes import Wishes

@@ -10,7 +10,8 @@ from tessera.model.names import names
 from tessera.placement.claims import Claim
 from tessera.placement.claims import taken as counted
 from tessera.placement.company import ANYBODY, Company, company
-from tessera.placement.fit import GpuState, Place, judge, place, still_fits
+from tessera.placement.fit import judge, place, still_fits
+from tessera.placement.gpustate import GpuState, Place
 from tessera.placement.holding import Holding
 from tessera.placement.keeping import Kept, beside, occupied
 from tessera.placement.ledger import Ledger

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tessera.model.errors import RequestError
 from tessera.model.guarantee import Guarantee
 from tessera.model.inventory import gpu_id
-from tessera.placement.fit import GpuState, judge, place
+from tessera.placement.fit import judge, place
+from tessera.placement.gpustate import GpuState
 from tessera.placement.holding import NOTHING, Holding, pod_holdings, within
 from tessera.placement.reasons import Reason, Rejection
 from tessera.placement.shape import MOST_CONTAINERS, shape_of

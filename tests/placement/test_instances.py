@@ -14,7 +14,8 @@ from tessera.model.config import Measure, PolicyName
 from tessera.model.errors import ConfigError
 from tessera.placement.choose import best
 from tessera.placement.claims import Claim
-from tessera.placement.fit import GpuState, judge, place
+from tessera.placement.fit import judge, place
+from tessera.placement.gpustate import GpuState
 from tessera.placement.instances import size_of
 from tessera.placement.ledger import Ledger
 from tessera.placement.pricing import Pricing

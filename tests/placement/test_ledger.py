@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from tessera.model.plan import PlannedSlice
 from tessera.placement.claims import Claim
-from tessera.placement.fit import Place, place
+from tessera.placement.fit import place
+from tessera.placement.gpustate import Place
 from tessera.placement.holding import Holding, free_percent, free_units, within
 from tessera.placement.ledger import Ledger
 from tessera.placement.nodebook import MOST_GPUS

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tessera.model.config import Measure
 from tessera.placement.choose import best
 from tessera.placement.claims import Claim
-from tessera.placement.fit import Place
+from tessera.placement.gpustate import Place
 from tessera.placement.ledger import Ledger
 from tessera.placement.pricing import Pricing
 from tessera.placement.reasons import Reason

@@ -12,7 +12,8 @@ from tessera.model.config import PolicyName
 from tessera.model.guarantee import Guarantee
 from tessera.placement.claims import Claim
 from tessera.placement.company import ANYBODY, Company
-from tessera.placement.fit import Place, judge, place
+from tessera.placement.fit import judge, place
+from tessera.placement.gpustate import Place
 from tessera.placement.holding import hold
 from tessera.placement.ledger import Ledger
 from tessera.placement.nodescores import node_scores

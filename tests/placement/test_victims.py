@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tessera.placement.claims import Claim, Taken, taken
-from tessera.placement.fit import GpuState, Place, place
+from tessera.placement.fit import place
+from tessera.placement.gpustate import GpuState, Place
 from tessera.placement.holding import Holding
 from tessera.placement.keeping import Kept, beside, fixed
 from tessera.placement.reasons import Rejection

@@ -20,7 +20,8 @@ from tessera.model.guarantee import Guarantees
 from tessera.model.inventory import Gpu, MigInstance, decode
 from tessera.model.names import Names
 from tessera.model.quantity import binary
-from tessera.placement.fit import GpuState, judge
+from tessera.placement.fit import judge
+from tessera.placement.gpustate import GpuState
 from tessera.placement.reasons import Reason, Rejection
 from tessera.placement.shape import Shape
 

@@ -13,7 +13,8 @@ from typing import Final, TypeVar
 from tessera.kube.clock import Clock
 from tessera.model.pod import Pod
 from tessera.placement.claims import Taken
-from tessera.placement.fit import GpuState, place
+from tessera.placement.fit import place
+from tessera.placement.gpustate import GpuState
 from tessera.placement.keeping import Kept, fixed, occupied
 from tessera.placement.reasons import Reason, Rejection
 from tessera.placement.victims import Holder, Victims, choose, cost

@@ -22,7 +22,7 @@ from tessera.model.errors import RequestError
 from tessera.model.names import Names
 from tessera.model.pod import Pod
 from tessera.model.tickets import asks
-from tessera.placement.fit import GpuState
+from tessera.placement.gpustate import GpuState
 from tessera.placement.keeping import Kept, beside
 from tessera.placement.ledger import Ledger
 from tessera.placement.shape import shape_of

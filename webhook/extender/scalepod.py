@@ -17,9 +17,11 @@ from tessera.model.names import Names
 from tessera.model.pod import Affinity, NodeAffinity, NodeSelector, NodeSelectorTerm, SelectorRequirement
 from tessera.model.request import ContainerRequest
 from tessera.model.tickets import tickets
-from tessera.placement.fit import GpuState, free_instances, judge
+from tessera.placement.fit import judge
+from tessera.placement.gpustate import GpuState
 from tessera.placement.holding import free_percent, free_units
 from tessera.placement.keeping import Kept
+from tessera.placement.mig import free_instances
 from tessera.placement.shape import profile_name
 from webhook.extender.waiting import Rejected
 

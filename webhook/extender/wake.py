@@ -21,7 +21,8 @@ from tessera.kube.errors import KubeError
 from tessera.kube.resources import NODES, Resource
 from tessera.model.names import Names
 from tessera.model.node import Node
-from tessera.placement.fit import GpuState, place
+from tessera.placement.fit import place
+from tessera.placement.gpustate import GpuState
 from tessera.placement.reasons import Rejection
 from tessera.placement.shape import Shape
 from webhook.extender.metrics import Metrics
