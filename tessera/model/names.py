@@ -18,6 +18,9 @@ DOMAIN: Final = "tessera.dev"
 MEMORY_UNIT: Final = 256 * MIB
 """Bytes of one memory ticket. 1 MiB units would break kubelet's 4 MiB limit on a ListAndWatch message."""
 
+KUBELET_REFUSES: Final = "KubeletRefuses"
+"""Reason of the Event by which the extender says on a Node that it leaves it alone for some pods."""
+
 _DOMAIN: Final = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)+", re.ASCII)
 
 

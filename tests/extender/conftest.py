@@ -33,6 +33,7 @@ from tessera.model.request import ContainerRequest, PodRequest
 from tessera.model.request import encode as encode_request
 from tessera.model.tickets import tickets
 from tessera.testing.apiserver import FakeApiServer
+from webhook.extender import telling
 from webhook.extender.bind import Binder
 from webhook.extender.candidates import Candidates
 from webhook.extender.cluster import Cluster
@@ -221,7 +222,7 @@ class Told:
         self.all: list[tuple[str, str, str]] = []
 
     def emit(self, regarding, *, reason, message, warning=False):
-        assert warning == (reason == "PreemptionRefused")
+        assert warning == (reason in ("PreemptionRefused", "KubeletRefuses"))
         self.all.append((reason, regarding.name, message))
 
     def of(self, name: str) -> list[str]:
@@ -255,6 +256,7 @@ class Rig:
         self.waker = Waker(
             self.client, self.nodes.get, names=NAMES, clock=self.clock, metrics=self.metrics, waiting=self.waiting
         )
+        self.events = Told()
         self.cluster = Cluster(
             self.pods,
             self.nodes,
@@ -262,7 +264,7 @@ class Rig:
             clock=self.clock,
             grew=self.waker.grew,
             settled=self.waiting.settled,
-            refused=self.metrics.refused,
+            refused=telling.Told(self.events, count=self.metrics.refused).refused,
         )
         self.metrics.refusing.set_function(lambda: len(self.cluster.refusals))
         self.waker.look_at(lambda node, pod: self.cluster.keeper.states(node, uid=pod.uid, priority=pod.priority))
@@ -284,7 +286,6 @@ class Rig:
             metrics=self.metrics,
         )
         self.leads = True
-        self.events = Told()
         self.preemptor = Preemptor(
             self.cluster,
             self.client,

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tessera.model.names import names
 from tessera.model.pod import Pod
 from tessera.placement.reasons import Reason
+from webhook.extender.admitting import cause_of
 from webhook.extender.refusals import (
     FIRST,
     FORGET,
@@ -22,7 +23,6 @@ from webhook.extender.refusals import (
     PATIENCE,
     QUORUM,
     Refusals,
-    cause_of,
 )
 
 NAMES = names()
@@ -315,7 +315,7 @@ def test_what_the_agent_itself_refuses_concerns_its_controller_only(world):
 
 
 def test_what_the_agent_refuses_to_a_bare_pod_concerns_nobody(world):
-    assert world.refuse(world.bind(owner=""), WORDS).who is None
+    assert world.refuse(world.bind(owner=""), WORDS).left is None
     assert not world.closed(owner="")
     assert len(world.refusals) == 0
 

@@ -34,7 +34,7 @@ from tessera.placement.workload import Demand, Demands, Workload
 from webhook.extender.handback import Handback
 from webhook.extender.keeping import Keeper
 from webhook.extender.preferences import Preferences
-from webhook.extender.refusals import LONGEST_MESSAGE, Cause, Refusal, Refusals
+from webhook.extender.refusals import Refusal, Refusals
 
 VANISHED: Final = 60.0
 """Seconds for which a vanished pod's slice is kept although its node does not name it (contract, section 3)."""
@@ -103,7 +103,7 @@ class Cluster:
         clock: Clock,
         grew: Callable[[str], None] | None = None,
         settled: Callable[[str], None] | None = None,
-        refused: Callable[[Cause], None] | None = None,
+        refused: Callable[[Pod, Refusal], None] | None = None,
         measure: Measure | None = None,
         expected: Iterable[tuple[Demand, float]] = (),
     ) -> None:
@@ -116,7 +116,7 @@ class Cluster:
             clock: measures how long what is kept.
             grew: called with the name of a node that can take more than before.
             settled: called with the UID of a pod that no longer waits for a node (bound, ended or gone).
-            refused: called with the cause when a kubelet has refused a pod that was bound here.
+            refused: called when a kubelet has refused a pod that was bound here.
             measure: constants of the measures that price nodes.
             expected: what pods will ask, before enough of them were seen.
         """
@@ -177,8 +177,8 @@ class Cluster:
         uid = pod.metadata.uid
         self.keeper.pod_seen(pod)
         refusal = self.refusals.pod_seen(pod)
-        if refusal is not None:
-            self._tell_refusal(pod, refusal)
+        if refusal is not None and self._refused is not None:
+            self._refused(pod, refusal)
         if pod.ended:
             self._free(uid, pod.spec.node_name)
             self.ledger.free_cpu(uid)
@@ -193,20 +193,6 @@ class Cluster:
         elif pod.metadata.deletion_timestamp is not None:
             # kube-scheduler never tries it again, however long a finalizer keeps it.
             self._done_waiting(uid)
-
-    def _tell_refusal(self, pod: Pod, refusal: Refusal) -> None:
-        if refusal.seconds and refusal.who is not None:
-            _log.warning(
-                "node %s: its kubelet refused pod %s (%r); %s in namespace %s are kept from it for %g s",
-                refusal.node,
-                pod.key,
-                (pod.status.message or "")[:LONGEST_MESSAGE],
-                "pods of its controller" if refusal.who.controller else "pods",
-                refusal.who.namespace,
-                refusal.seconds,
-            )
-        if self._refused is not None:
-            self._refused(refusal.cause)
 
     def _learn(self, pod: Pod, before: Pod | None) -> None:
         """Count what a pod asks, once: when it is first seen, one without a GPU when it takes CPU from GPUs."""

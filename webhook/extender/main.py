@@ -41,6 +41,7 @@ from webhook.extender.metrics import LedgerCollector, Metrics
 from webhook.extender.preemptor import Preemptor
 from webhook.extender.scaler import Scaler
 from webhook.extender.server import Extender
+from webhook.extender.telling import Told
 from webhook.extender.waiting import Waiting
 from webhook.extender.wake import Waker
 
@@ -87,6 +88,7 @@ async def serve(options: Namespace, signals: Signals) -> None:
         names = config.current.names
         pods = WatchCache(client, PODS, msgspec.json.Decoder(Pod), clock=clock, rng=rng)
         nodes = WatchCache(client, NODES, msgspec.json.Decoder(Node), clock=clock, rng=rng)
+        events = EventRecorder(client, component="tessera-extender", instance=options.identity, clock=clock, rng=rng)
         waiting = Waiting(clock=clock, metrics=metrics)
         waker = Waker(client, nodes.get, names=names, clock=clock, metrics=metrics, waiting=waiting)
         cluster = Cluster(
@@ -96,7 +98,7 @@ async def serve(options: Namespace, signals: Signals) -> None:
             clock=clock,
             grew=waker.grew,
             settled=waiting.settled,
-            refused=metrics.refused,
+            refused=Told(events, count=metrics.refused).refused,
             measure=config.current.placement.measure,
             expected=_expected(config.current),
         )
@@ -115,7 +117,6 @@ async def serve(options: Namespace, signals: Signals) -> None:
             cluster, filter_, binder, candidates=candidates, config=lambda: config.current, metrics=metrics
         )
         leadership = Leadership(client, lease=lambda: config.current.lease, identity=options.identity, clock=clock)
-        events = EventRecorder(client, component="tessera-extender", instance=options.identity, clock=clock, rng=rng)
         preemptor = Preemptor(
             cluster,
             client,

@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 
 from tessera.placement.ledger import Ledger
 from tessera.placement.reasons import Reason
-from webhook.extender.refusals import Cause
+from webhook.extender.admitting import Cause
 
 MOST_NODES: Final = 1000
 _BUCKETS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)

@@ -32,6 +32,7 @@ from webhook.extender.candidates import Candidates
 from webhook.extender.cluster import Cluster
 from webhook.extender.keeping import Promise, kept_of
 from webhook.extender.metrics import Metrics
+from webhook.extender.telling import Events
 from webhook.extender.waiting import Kind, Rejected, Waiting
 
 SWEEP: Final = 1.0
@@ -76,12 +77,6 @@ class Door(Protocol):
         subresource: str = "",
         timeout: float = ...,  # noqa: ASYNC109
     ) -> bytes: ...
-
-
-class Events(Protocol):
-    """Where it is said what was done."""
-
-    def emit(self, regarding: Regarding, *, reason: str, message: str, warning: bool = False) -> None: ...
 
 
 class _End(Enum):

@@ -20,16 +20,17 @@ The first pod that is admitted after the refusal, whoever's it is, shows that th
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from heapq import nlargest
 from itertools import islice
 from typing import Final, Literal, NamedTuple
 
-from tessera.kube.clock import Clock
+from tessera.kube.clock import Clock, rfc3339
 from tessera.model.names import Names
 from tessera.model.pod import Pod
 from tessera.placement.reasons import Reason, Rejection
+from webhook.extender.admitting import REFUSED, Cause, admitted, cause_of
 
 FIRST: Final = 2.0
 """Seconds for which one refusal closes a node. An agent that was killed is back after one to three."""
@@ -37,6 +38,8 @@ LONGEST: Final = 30.0
 BRIEFLY: Final = 3
 """Refusals in a row after which nobody counts on the node any more; by then the kubelet's status is 4 s overdue."""
 SOME: Final = 16
+MOST_TOLD: Final = 16
+"""Of those who are kept from one node, so many are told to people."""
 FORGET: Final = 60.0
 """Seconds after it has opened again in which a node takes one pod at a time, if none has shown yet that it serves."""
 PATIENCE: Final = 30.0
@@ -48,15 +51,6 @@ LATE: Final = 600.0
 MOST_BOUND: Final = 20_000
 MOST_CONTROLLERS: Final = 16
 """Controllers of one namespace that are kept from one node."""
-LONGEST_MESSAGE: Final = 2000
-"""Characters of a pod's message that are read."""
-REFUSED: Final = "UnexpectedAdmissionError"
-"""The kubelet's reason where devices or other resources could not be given (pkg/kubelet/cm/admission/errors.go)."""
-
-Cause = Literal["node", "pod"]
-_CODE: Final = re.compile(r"\bcode = (\w+)")
-_CUT_OFF: Final = ("Unavailable", "Canceled")
-"""What gRPC calls a connection that broke, and one that the kubelet itself closed because its plugin was gone."""
 
 
 class Who(NamedTuple):
@@ -66,19 +60,47 @@ class Who(NamedTuple):
     controller: str = ""
 
 
+class LeftAlone(NamedTuple):
+    """A node that some pods are kept from, as it is told to people.
+
+    Attributes:
+        who: is kept from it.
+        refused: pods of theirs that its kubelet has refused since one was last admitted.
+        until: when the node opens for one of them, in seconds since 1970.
+        state: ``closed``, ``tried`` by one pod that others wait for, or ``open`` for one at a time.
+    """
+
+    who: Who
+    refused: int
+    until: float
+    state: Literal["closed", "tried", "open"]
+
+    @property
+    def text(self) -> str:
+        """All of it, in one sentence without the node's name."""
+        whose = "the same controller in namespace" if self.who.controller else "namespace"
+        goes_on = {
+            "closed": f"are kept from it until {rfc3339(self.until)[11:19]} UTC, then one pod tries",
+            "tried": "wait for one that is being tried there",
+            "open": "go there one at a time until one is admitted",
+        }[self.state]
+        many = f"{self.refused} pod{'s' if self.refused > 1 else ''}"
+        return f"its kubelet refused {many} ({REFUSED}); pods of {whose} {self.who.namespace} {goes_on}"
+
+
 class Refusal(NamedTuple):
     """A pod that this process had bound was refused.
 
     Attributes:
         node: where.
         cause: whose it is, the node's or the pod's own.
-        who: those for whom the node is closed now; None where nobody is kept from it.
-        seconds: for how long; 0 where it was closed already when the pod was refused.
+        left: how the node is left alone now for it; None where nobody is kept from it.
+        seconds: for how long it closes the node; 0 where that was closed already when the pod was refused.
     """
 
     node: str
     cause: Cause
-    who: Who | None
+    left: LeftAlone | None
     seconds: float
 
 
@@ -95,12 +117,14 @@ class _Rest:
     """One node, closed for one `Who`.
 
     Attributes:
-        times: refusals in a row. since: of the last one. until: when it opens again.
+        times: refusals in a row that closed it, each longer. refused: pods in all, with those that were on their way.
+        since: the last that closed it. until: when it opens again.
         trial: UID of the pod that is tried there since. patience: until when others wait for it.
         told: those who wait know that it is open.
     """
 
     times: int
+    refused: int
     since: float
     until: float
     trial: str = ""
@@ -166,6 +190,18 @@ class Refusals:
         )
         return list(islice(found, SOME))
 
+    def left_alone(self, node: str) -> list[LeftAlone]:
+        """Who is kept from a node, longest first; `MOST_TOLD` of them."""
+        there = self._rests.get(node, {})
+        longest = nlargest(MOST_TOLD, there.items(), key=lambda each: each[1].until)
+        return [self._left(who, rest) for who, rest in longest]
+
+    def _left(self, who: Who, rest: _Rest) -> LeftAlone:
+        now = self._clock.monotonic()
+        tried = rest.trial and now < rest.patience
+        state: Literal["closed", "tried", "open"] = "closed" if now < rest.until else "tried" if tried else "open"
+        return LeftAlone(who, rest.refused, self._clock.wall() + rest.until - now, state)
+
     # What bind tells.
 
     def bound(self, pod: Pod, node: str) -> None:
@@ -192,7 +228,7 @@ class Refusals:
             return None
         if node != bound.node:
             self._settle(uid)
-        elif _admitted(pod):
+        elif admitted(pod):
             self._serves(pod, bound)
             self._settle(uid)
         elif pod.ended:
@@ -258,11 +294,12 @@ class Refusals:
         rest, now = there.get(who), self._clock.monotonic()
         if rest is not None and bound.since <= rest.since:
             # It was on its way when the one before it was refused, and tells nothing new.
-            return Refusal(bound.node, cause, who, 0.0)
-        times = 1 if rest is None else rest.times + 1
+            rest.refused += 1
+            return Refusal(bound.node, cause, self._left(who, rest), 0.0)
+        times, refused = (1, 1) if rest is None else (rest.times + 1, rest.refused + 1)
         seconds = _wait(times)
-        self._rests.setdefault(bound.node, there)[who] = _Rest(times, now, now + seconds)
-        return Refusal(bound.node, cause, who, seconds)
+        made = self._rests.setdefault(bound.node, there)[who] = _Rest(times, refused, now, now + seconds)
+        return Refusal(bound.node, cause, self._left(who, made), seconds)
 
     def _serves(self, pod: Pod, bound: _Bound) -> None:
         """A pod was admitted: the node serves, as far as refusals before its Binding can tell."""
@@ -322,38 +359,6 @@ _CLOSED: Final = {
     wait: Rejection(Reason.REFUSING, what=f"is tried again within {wait:g} s") for wait in map(_wait, range(1, 16))
 }
 _TRIED: Final = Rejection(Reason.REFUSING, what="and one pod is tried there first")
-
-
-def cause_of(pod: Pod, names: Names) -> Cause:
-    """Whose doing a refusal is, by the kubelet's words (pkg/kubelet/cm/devicemanager/manager.go, v1.34.4).
-
-    The node's where devices are missing that we offer (``no healthy devices present; cannot allocate unhealthy devices
-    tessera.dev/gpu-memory.256Mi``), or where a call was cut off and could have been to nobody but our agent. What an agent
-    says when it refuses comes behind its gRPC code, so nothing that a pod brings can stand before that.
-
-    Args:
-        pod: that was refused.
-        names: of this installation.
-    """
-    message = (pod.status.message or "")[:LONGEST_MESSAGE]
-    code = _CODE.search(message)
-    if code is not None:
-        return "node" if code[1] in _CUT_OFF and not any(_foreign(pod, names)) else "pod"
-    return "node" if any(names.is_ticket(word.strip(".,;:")) for word in message.split()) else "pod"
-
-
-def _foreign(pod: Pod, names: Names) -> Iterator[str]:
-    """What a pod asks of other device plugins."""
-    for container in (*(pod.spec.containers or ()), *(pod.spec.init_containers or ())):
-        limits = (container.resources.limits if container.resources is not None else None) or {}
-        yield from (name for name in limits if "/" in name and not names.is_ticket(name))
-
-
-def _admitted(pod: Pod) -> bool:
-    """The kubelet has taken the pod: it lists a pod's containers only then, long before an image is there."""
-    status = pod.status
-    there = bool(status.container_statuses or status.init_container_statuses)
-    return status.phase in ("Running", "Succeeded") or (there and status.reason != REFUSED)
 
 
 def _controller(pod: Pod) -> str:

@@ -21,8 +21,8 @@ from tessera.model.config import Config
 from tessera.model.pod import Pod
 from webhook.extender.cluster import Cluster
 from webhook.extender.metrics import Metrics
-from webhook.extender.preemptor import Events
 from webhook.extender.scalepod import HOSTNAME, fragmented, manifest
+from webhook.extender.telling import Events
 from webhook.extender.waiting import Kind, Rejected, Waiting
 
 SWEEP: Final = 2.0

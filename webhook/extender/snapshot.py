@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from tessera.kube.clock import rfc3339
 from tessera.model.guarantee import Guarantees
 from tessera.model.inventory import Health
 from webhook.extender.cluster import Cluster
@@ -51,11 +52,28 @@ class GpuView(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     holders: tuple[HeldView, ...]
 
 
+class RefusingView(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """Pods that are kept from a node because its kubelet has refused others of theirs.
+
+    Attributes:
+        namespace, controller: whose pods; the UID of their controller, or "" for all of the namespace.
+        refused: pods that were refused. until: moment (RFC 3339) at which the node opens for one of them.
+        text: all of it for people.
+    """
+
+    namespace: str
+    controller: str
+    refused: int
+    until: str
+    text: str
+
+
 class NodeView(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """One node; `closed` says why it is not offered, "" where it is."""
+    """One node; `closed` says why it is not offered, "" where it is, and `refusing` from whom it is kept all the same."""
 
     name: str
     closed: str
+    refusing: tuple[RefusingView, ...]
     gpus: tuple[GpuView, ...]
 
 
@@ -126,4 +144,14 @@ def node_view(cluster: Cluster, name: str) -> NodeView | None:
         )
         for state in states
     )
-    return NodeView(name=name, closed=closed.slug if closed is not None else "", gpus=gpus)
+    refusing = tuple(
+        RefusingView(
+            namespace=each.who.namespace,
+            controller=each.who.controller,
+            refused=each.refused,
+            until=rfc3339(each.until),
+            text=each.text,
+        )
+        for each in cluster.refusals.left_alone(name)
+    )
+    return NodeView(name=name, closed=closed.slug if closed is not None else "", refusing=refusing, gpus=gpus)
