@@ -305,7 +305,7 @@ async def test_a_client_that_goes_away_before_the_write_binds_nothing(rig):
     await rig.soon(hold.arrived.wait())
     assert held(rig) == {1: 16, 2: 0}
     going.cancel()
-    await rig.until(lambda: not rig.listener._busy or all(each.is_closing() for each in rig.listener._busy))
+    await rig.until(lambda: not rig.listener.connections)
     hold.release()
     await rig.until(lambda: held(rig) == {1: 0, 2: 0})
     assert bindings(rig) == []

@@ -150,14 +150,14 @@ async def test_large_bodies_share_a_bound(new_rig, pod):
     first_reader, first = await raw(rig)
     first.write(HEAD % 9_000)
     await first.drain()
-    await rig.until(lambda: rig.listener._bodies == 9_000)
+    await rig.until(lambda: rig.listener.bodies == 9_000)
     second_reader, second = await raw(rig)
     second.write(HEAD % 9_000)
     assert await read_status(rig, second_reader) == 503
     await alive(rig, pod)
     first.close()
     second.close()
-    await rig.until(lambda: rig.listener._bodies == 0)
+    await rig.until(lambda: rig.listener.bodies == 0)
     assert await rig.soon(first_reader.read()) == b""
 
 
