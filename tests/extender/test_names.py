@@ -90,6 +90,22 @@ def test_names_as_long_as_each_other_and_names_that_are_not(prefix):
     assert table.rows(go([*alike, f"{prefix}099"])) is None
 
 
+@pytest.mark.parametrize("length", [6, 7, 8, 15, 16, 23, 31])
+def test_one_byte_that_is_another_is_never_overlooked(length):
+    random = Random(length)
+    there = [f"{number:02}{'-' * (length - 4)}{number % 7:02}" for number in range(40)]
+    rows = {name: 5 * at for at, name in enumerate(there)}
+    table = NameTable(rows)
+    for count in (1, 2, 3, 7, 8, 39, 40):
+        asked = random.sample(there, count)
+        raw = go(asked)
+        assert table.rows(raw).tolist() == [rows[name] for name in asked]
+        for at in range(len(raw)):
+            other = raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]
+            found = table.rows(other)
+            assert found is None or go([there[row // 5] for row in found.tolist()]) == other
+
+
 def test_a_table_of_nothing_knows_nothing():
     assert NameTable({}).rows(b'["a"]') is None
 
