@@ -40,7 +40,7 @@ from webhook.extender.metrics import Metrics
 from webhook.extender.namelists import NameList, NameLists
 from webhook.extender.preferences import tolerates_cordon
 from webhook.extender.verdicts import Keys, Verdicts, one_verdict, verdicts
-from webhook.extender.wire import FilterArgs, FilterResult, HostPriority, SchedulingPod
+from webhook.extender.wire import FilterArgs, FilterResult, HostPriority, SchedulingPod, check_names
 
 TRIES: Final = 4
 """Exact tries that fail before others get the loop: each takes 5 ms at worst."""
@@ -310,7 +310,7 @@ class Filter:
 def _everything(args: FilterArgs) -> FilterResult:
     if args.nodes is not None:
         return FilterResult(Nodes={"items": list(args.nodes.values())})
-    return FilterResult(NodeNames=msgspec.Raw(args.raw_names))
+    return FilterResult(NodeNames=check_names(args.raw_names))
 
 
 def _answer(args: FilterArgs, names: list[str], others: Verdicts | None = None) -> FilterResult:
