@@ -14,7 +14,7 @@ from tessera.cli.looking import Looker, problem
 from tessera.cli.measuring import ask_parts
 from tessera.deploy.policies import denials, policies
 from tessera.dialects.registry import OPTIONS
-from tessera.doctor import objects
+from tessera.doctor import objects, refusing
 from tessera.doctor.evidence import Evidence, Judge, Look, PartSaid, Probe, Read, Settings
 from tessera.doctor.settings import settings
 from tessera.doctor.webhooks import PROBE_MEMORY, services
@@ -79,6 +79,7 @@ async def examine(
         bindings = group.create_task(listed("bindings", resources.ADMISSION_POLICY_BINDINGS, objects.Policy))
         classes = group.create_task(listed("runtime_classes", resources.RUNTIME_CLASSES, objects.RuntimeClass))
         quotas = group.create_task(listed("quotas", resources.RESOURCE_QUOTAS, objects.ResourceQuota))
+        told = group.create_task(_refusals(looker)) if "refusals" in wanted else None
         probe = group.create_task(_probe(client, where.probe, found.names)) if "probe" in wanted else None
     evidence = Evidence(
         now=clock.wall(),
@@ -97,6 +98,7 @@ async def examine(
         config_maps=maps,
         runtime_classes=classes.result(),
         quotas=quotas.result(),
+        refusals=told.result() if told is not None else Look(),
         probe=probe.result() if probe is not None else Look(),
         unreadable=looker.unreadable,
     )
@@ -176,6 +178,10 @@ async def _endpoints(evidence: Evidence, looker: Looker) -> Look[dict[str, tuple
     if trouble:
         return Look(problem=trouble)
     return Look({f"{space}/{name}": look.value or () for (space, name), look in zip(called, slices, strict=True)})
+
+
+async def _refusals(looker: Looker) -> Look[tuple[objects.Event, ...]]:
+    return await looker.all(resources.EVENTS, objects.Event, namespace=refusing.NAMESPACE, fields=refusing.FIELDS)
 
 
 async def _probe(client: ApiClient, namespace: str | None, names: Names) -> Look[Probe]:

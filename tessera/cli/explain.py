@@ -22,6 +22,7 @@ from tessera.cli.terminal import (
     text,
     write_json,
 )  # fmt: skip
+from tessera.doctor import refusing
 from tessera.doctor.advice import Surroundings
 from tessera.doctor.evidence import Evidence, Look
 from tessera.doctor.finding import several
@@ -83,7 +84,10 @@ async def _read(arguments: argparse.Namespace, namespace: str, name: str) -> Sto
             )
             pod = await _find(looker, pods, namespace, name)
             fields = f"involvedObject.kind=Pod,involvedObject.name={name}"
-            events = await looker.all(EVENTS, Event, namespace=namespace, fields=fields)
+            events, refusals = await asyncio.gather(
+                looker.all(EVENTS, Event, namespace=namespace, fields=fields),
+                looker.all(EVENTS, Event, namespace=refusing.NAMESPACE, fields=refusing.FIELDS),
+            )
     settings = installed(maps, arguments)
     mine = None if events.value is None else tuple(e for e in events.value if _about(e, pod))
     evidence = Evidence(now=clock.wall(), settings=settings, namespace=arguments.system_namespace, config_maps=maps)
@@ -93,6 +97,7 @@ async def _read(arguments: argparse.Namespace, namespace: str, name: str) -> Sto
         nodes=nodes.value,
         pods=pods.value,
         events=mine,
+        refusals=refusals.value or (),
         served=served(evidence),
     )
     return tell(pod, around)
@@ -153,7 +158,7 @@ def show(found: Story, out: Console, *, wide: bool = False) -> None:
     if found.guarantee:
         least = f" (at least {found.least} asked)" if found.least else ""
         _say(out, "held by", f"{found.guarantee}{least}")
-    if found.why_not or found.fits or found.scheduler_says:
+    if found.why_not or found.fits or found.scheduler_says or found.refusing:
         _waits(found, out, wide=wide)
     for at, event in enumerate(found.events if wide else found.events[:4]):
         times = f" x{event.count}" if event.count > 1 else ""
@@ -196,6 +201,10 @@ def _waits(found: Story, out: Console, *, wide: bool) -> None:
         first = ""
     if found.scheduler_says:
         _say(out, first, f"kube-scheduler says: {found.scheduler_says}")
+        first = ""
+    for node, said in list(found.refusing.items())[: 100 if wide else _MOST_NODES]:
+        _say(out, first, f"{node}: {said}", style="yellow")
+        first = ""
 
 
 def _say(out: Console, label: str, said: str, *, style: str = "") -> None:

@@ -9,6 +9,7 @@ from typing import Final
 from tessera.doctor.capacity import Capacity, Verdict, asked_of
 from tessera.doctor.finding import counted, several
 from tessera.doctor.objects import Event, LookedNode, LookedPod
+from tessera.doctor.refusing import refusals
 from tessera.model.config import Config
 from tessera.model.quantity import gib
 from tessera.model.tickets import Ask
@@ -23,6 +24,7 @@ class Surroundings:
     Attributes:
         config: of the installation. now: seconds since 1970.
         nodes, pods: of the cluster; None where they can't be read. events: of the pod; None likewise.
+        refusals: Events on Nodes by which the extender says that it leaves them alone.
         served: names of schedulers that ask our extender.
     """
 
@@ -31,6 +33,7 @@ class Surroundings:
     nodes: tuple[LookedNode, ...] | None
     pods: tuple[LookedPod, ...] | None
     events: tuple[Event, ...] | None
+    refusals: tuple[Event, ...]
     served: frozenset[str]
 
 
@@ -109,8 +112,12 @@ def _waiting(pod: LookedPod, told: Told, around: Surroundings, scheduler: str) -
         yield f"Its request makes no sense: {verdict.problem}"
         return
     if verdict.fits:
-        where = several(verdict.fits, most=_MOST_NODES)
-        yield f"By GPUs alone {where} would do: look at its CPU and memory, node selectors, taints and affinity."
+        left = refusals(around.refusals, around.now)
+        if alone := [node for node in verdict.fits if node in left]:
+            yield f"Nodes left alone are tried again within seconds; where it goes on, look at the agent on {several(alone)}."
+        if others := [node for node in verdict.fits if node not in left]:
+            where = several(others, most=_MOST_NODES)
+            yield f"By GPUs alone {where} would do: look at its CPU and memory, node selectors, taints and affinity."
         return
     if verdict.rejected and set(verdict.rejected) == verdict.never:
         yield "No node will ever do, whoever leaves: change what it asks, or add such GPUs."

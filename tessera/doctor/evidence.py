@@ -9,6 +9,7 @@ from typing import Final, Generic, Literal, TypeVar
 from tessera.doctor.objects import (
     ConfigMap,
     EndpointSlice,
+    Event,
     LookedNode,
     LookedPod,
     Namespace,
@@ -33,13 +34,13 @@ Judge = Callable[[Manifest, bool], Sequence[tuple[str, str]]]
 
 Read = Literal[
     "config", "version", "nodes", "pods", "namespaces", "mutating", "validating", "policies", "bindings", "config_maps",
-    "certificates", "endpoints", "runtime_classes", "quotas", "probe", "said",
+    "certificates", "endpoints", "runtime_classes", "quotas", "refusals", "probe", "said",
 ]  # fmt: skip
 """What can be read of a cluster: fields of `Evidence`, and ``config``, which `Evidence.settings` comes from. What is worked
 out from others (`Evidence.guard` from the config, `Evidence.expected_policies` beside the policies) has no name here."""
 LISTS: Final[frozenset[Read]] = frozenset(
     {"nodes", "pods", "namespaces", "mutating", "validating", "policies", "bindings", "config_maps", "endpoints",
-     "runtime_classes", "quotas"}
+     "runtime_classes", "quotas", "refusals"}
 )  # fmt: skip
 
 
@@ -130,6 +131,7 @@ class Evidence:
         config_maps: of the installation's namespace and of kube-system.
         certificates: by ``namespace/name`` of the Secret that a webhook serves by.
         endpoints: by ``namespace/name`` of a webhook's Service, its slices.
+        refusals: Events by which the extender says that it leaves a Node alone.
         said: by ``namespace/name`` of pods of ours, what they say of themselves.
         unreadable: objects that are not of the form that they should have, by what was listed.
     """
@@ -152,6 +154,7 @@ class Evidence:
     endpoints: Look[dict[str, tuple[EndpointSlice, ...]]] = field(default_factory=Look)
     runtime_classes: Look[tuple[RuntimeClass, ...]] = field(default_factory=Look)
     quotas: Look[tuple[ResourceQuota, ...]] = field(default_factory=Look)
+    refusals: Look[tuple[Event, ...]] = field(default_factory=Look)
     probe: Look[Probe] = field(default_factory=Look)
     said: Look[dict[str, PartSaid]] = field(default_factory=Look)
     unreadable: dict[str, int] = field(default_factory=dict)

@@ -15,7 +15,8 @@ from tessera.dialects.recognise import Dialects
 from tessera.doctor.advice import Surroundings, Told, advice
 from tessera.doctor.capacity import Capacity, Verdict, asked_of
 from tessera.doctor.objects import Event, LookedNode, LookedPod
-from tessera.doctor.times import age, ago, moment
+from tessera.doctor.refusing import refusals
+from tessera.doctor.times import age, ago, last_seen
 from tessera.model import inventory as inventories
 from tessera.model import plan as plans
 from tessera.model import request as requests
@@ -73,6 +74,7 @@ class Story(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         unit: of the placement profile that it went to, with its region where it has one.
         guarantee: how firmly memory and compute are held. least: the memory guarantee that it insists on.
         fits, why_not: nodes with room, and reasons of the others, where it waits. scheduler_says: kube-scheduler's own words.
+        refusing: by node, what the extender says of one that it leaves alone for some pods now, where this one waits.
         events: routine ones last, else the latest first. next: what helps.
     """
 
@@ -95,6 +97,7 @@ class Story(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     fits: tuple[str, ...]
     why_not: tuple[WhyNot, ...]
     scheduler_says: str
+    refusing: dict[str, str]
     events: tuple[EventTold, ...]
     next: tuple[str, ...]
 
@@ -140,6 +143,9 @@ def tell(pod: LookedPod, around: Surroundings) -> Story:
         if verdict
         else (),
         scheduler_says=scheduled.message if scheduled and not pod.spec.node_name else "",
+        refusing={node: said for node, (_, said) in sorted(refusals(around.refusals, around.now).items())}
+        if waits
+        else {},
         events=_events(around.events or (), around.now),
         next=tuple(
             advice(pod, Told(asked, dialect, verdict, planned=plan is not None, reported=reported is not None), around)
@@ -273,17 +279,9 @@ def _verdict(pod: LookedPod, around: Surroundings) -> Verdict | None:
 
 
 def _events(events: Iterable[Event], now: float) -> tuple[EventTold, ...]:
-    def at(event: Event) -> float | None:
-        return (
-            moment(event.last_timestamp)
-            or moment(event.event_time)
-            or moment(event.first_timestamp)
-            or moment(event.metadata.creation_timestamp)
-        )
-
     told = [
         EventTold(
-            age=None if (when := at(event)) is None else max(0.0, now - when),
+            age=None if (when := last_seen(event)) is None else max(0.0, now - when),
             count=event.count or 1,
             type=event.type,
             reason=event.reason,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from tessera.doctor.objects import Event
 from tessera.model.pod import Pod
 
 
@@ -14,6 +15,16 @@ def moment(text: str | None) -> float | None:
     except ValueError:
         return None
     return found.timestamp() if found.tzinfo is not None else None
+
+
+def last_seen(event: Event) -> float | None:
+    """Seconds since 1970 when what an Event tells was last seen; None where it doesn't say."""
+    return (
+        moment(event.last_timestamp)
+        or moment(event.event_time)
+        or moment(event.first_timestamp)
+        or moment(event.metadata.creation_timestamp)
+    )
 
 
 def age(pod: Pod, now: float) -> float | None:

@@ -126,6 +126,17 @@ class Cluster:
             },
         )  # fmt: skip
 
+    def refuses(self, node, message, *, ago=30):
+        self.api.put(
+            "events",
+            {
+                "metadata": {"name": f"{node}.refuses", "namespace": "default"},
+                "involvedObject": {"kind": "Node", "name": node, "uid": node},
+                "reason": "KubeletRefuses", "message": message, "type": "Warning", "count": 3,
+                "lastTimestamp": rfc3339(self._now - ago),
+            },
+        )  # fmt: skip
+
     def drift(self, found):
         return plan.encode_drift(found)
 

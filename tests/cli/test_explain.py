@@ -239,3 +239,32 @@ async def test_hostile_objects_do_nothing_to_a_terminal(cluster):
     for pod in ("evil", "evil-too"):
         for output in ("table", "wide", "json"):
             assert (await cluster.run("explain", pod, "-o", output))[0] == 0
+
+
+async def test_a_pod_that_waits_for_a_node_that_refuses(cluster):
+    cluster.node()
+    cluster.pod("waits", 10)
+    cluster.pod("runs", 10, node="n1")
+    said = "its kubelet refused 3 pods (UnexpectedAdmissionError); pods of namespace default are kept from it until 12:00:00 UTC"
+    cluster.refuses("n1", f"{said} {HOSTILE}", ago=5)
+    cluster.refuses("n2", "long over", ago=300)
+    _, out, _ = await cluster.run("explain", "waits")
+    shown = " ".join(out.split())
+    assert "look at the agent on n1" in shown
+    assert "CPU and memory" not in shown
+    assert f"n1: {said}" in shown
+    assert "long over" not in shown
+    _, out, _ = await cluster.run("explain", "waits", "-o", "json")
+    assert list(json.loads(out)["refusing"]) == ["n1"]
+    _, out, _ = await cluster.run("explain", "runs")
+    assert "refused" not in out
+
+
+async def test_doctor_reads_who_refuses(cluster):
+    cluster.node()
+    cluster.refuses("n1", "its kubelet refused 3 pods", ago=5)
+    cluster.event("some", "KubeletRefuses", "of a pod", ago=5)
+    code, out, _ = await cluster.run("doctor", "--only", "node-refusing")
+    assert code == 1
+    assert "its kubelet refused 3 pods (told" in out
+    assert "of a pod" not in out

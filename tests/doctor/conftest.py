@@ -162,12 +162,14 @@ def healthy(cluster, material, generated):
             ],
             "runtime_classes": [{"metadata": {"name": "nvidia"}, "handler": "nvidia"}],
             "quotas": [],
+            "refusals": [],
         }  # fmt: skip
         kinds = {
             "nodes": objects.LookedNode, "pods": objects.LookedPod, "namespaces": objects.Namespace,
             "mutating": objects.WebhookConfiguration, "validating": objects.WebhookConfiguration,
             "policies": objects.Policy, "bindings": objects.Policy, "config_maps": objects.ConfigMap,
             "runtime_classes": objects.RuntimeClass, "quotas": objects.ResourceQuota,
+            "refusals": objects.Event,
         }  # fmt: skip
         for name in kinds:
             if name in changes and not isinstance(changes[name], Look):

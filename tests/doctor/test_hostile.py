@@ -72,6 +72,10 @@ POD = st.fixed_dictionaries(
         "status": st.fixed_dictionaries({"phase": TEXT, "reason": TEXT, "message": TEXT, "conditions": CONDITIONS}),
     }
 )  # fmt: skip
+EVENT = st.fixed_dictionaries(
+    {"involvedObject": st.fixed_dictionaries({"kind": TEXT, "name": st.sampled_from(["n1"]) | TEXT}), "message": TEXT,
+     "lastTimestamp": st.sampled_from(["2001-09-09T01:46:40Z", "9999-12-31T23:59:59Z", "2026-11-24T12:00:00Z"]) | TEXT}
+)  # fmt: skip
 OBJECT = st.fixed_dictionaries(
     {"metadata": st.fixed_dictionaries({"name": TEXT | st.just("tessera-x")}), "spec": st.dictionaries(
         st.sampled_from(["validations", "matchConstraints", "matchResources", "policyName", "validationActions"]), JSON)}
@@ -83,12 +87,13 @@ QUIET = settings(
 
 @QUIET
 @given(nodes=st.lists(NODE, max_size=3), pods=st.lists(POD, max_size=3), policies=st.lists(OBJECT, max_size=2),
-       scheduler=JSON.map(json.dumps) | TEXT)  # fmt: skip
-def test_no_check_fails(healthy, nodes, pods, policies, scheduler):
+       scheduler=JSON.map(json.dumps) | TEXT, refusals=st.lists(EVENT, max_size=2))  # fmt: skip
+def test_no_check_fails(healthy, *, nodes, pods, policies, scheduler, refusals):
     text = scheduler.replace("{", '{"kind": "KubeSchedulerConfiguration", ', 1)
     evidence = healthy(
         nodes=[*nodes, {"metadata": {"name": "n1", "annotations": {}}}],
         pods=pods,
+        refusals=refusals,
         policies=lambda there: [*there, *policies],
         bindings=lambda there: [*there, *policies],
         config_maps=lambda there: [
@@ -104,14 +109,17 @@ def test_no_check_fails(healthy, nodes, pods, policies, scheduler):
 
 
 @QUIET
-@given(pod=POD, nodes=st.lists(NODE, max_size=2), others=st.lists(POD, max_size=2))
-def test_every_pod_has_a_story(pod, nodes, others):
+@given(
+    pod=POD, nodes=st.lists(NODE, max_size=2), others=st.lists(POD, max_size=2), refusals=st.lists(EVENT, max_size=2)
+)
+def test_every_pod_has_a_story(pod, nodes, others, refusals):
     around = Surroundings(
         config=Config(),
         now=1e9,
         nodes=tuple(msgspec.convert(each, objects.LookedNode) for each in nodes),
         pods=tuple(msgspec.convert(each, objects.LookedPod) for each in others),
         events=(),
+        refusals=tuple(msgspec.convert(each, objects.Event) for each in refusals),
         served=frozenset({"tessera-scheduler"}),
     )
     story = tell(msgspec.convert(pod, objects.LookedPod), around)
