@@ -161,10 +161,16 @@ def _weigh(path: Path) -> None:
 
 def cgroup_folders(name: str) -> list[Path]:
     """Return every folder of a cgroup, in every hierarchy, children before parents."""
-    found = []
-    for root in _hierarchies():
-        found += [Path(folder) for folder, _, _ in os.walk(root / name, topdown=False)]
-    return found
+    return [folder for root in _hierarchies() for folder in _below(root / name)]
+
+
+def container_folders(name: str) -> list[Path]:
+    """Return every folder of a cgroup in one hierarchy: a container has a folder of the same name in each of them."""
+    return _below(next(_hierarchies()) / name)
+
+
+def _below(top: Path) -> list[Path]:
+    return [Path(folder) for folder, _, _ in os.walk(top, topdown=False)]
 
 
 def cgroup_processes(name: str) -> list[Started]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 from cluster import Cluster
-from cluster.kernel import cgroup_folders
+from cluster.kernel import container_folders
 from cluster.processes import ended, send, start_time
 from cluster.record import Started
 
@@ -30,8 +30,9 @@ class RealEvidence(Evidence):
     def __init__(self, cluster: Cluster, pods: list[dict[str, Any]]) -> None:
         """Read everything now."""
         super().__init__(cluster.node(), str(cluster.settings.kubelet_dir))
+        folders = folders_of(cluster)
         for each in pods:
-            for name, environment in environments(cluster, each).items():
+            for name, environment in environments(cluster, each, folders).items():
                 self.records[each["metadata"]["uid"], name] = {"env": environment, "mounts": [], "cdi": []}
 
 
@@ -49,14 +50,20 @@ def verdict_of_nodes(nodes: Sequence[Cluster], pods: list[dict[str, Any]]) -> li
     return judge(pods, evidence)
 
 
-def environments(cluster: Cluster, pod: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """Return the environment of each container: of its process where it runs, else what it wrote to its log."""
+def environments(
+    cluster: Cluster, pod: Mapping[str, Any], folders: Mapping[str, Path] | None = None
+) -> dict[str, dict[str, str]]:
+    """Return the environment of each container: of its process where it runs, else what it wrote to its log.
+
+    Whoever asks for many pods looks for the `folders` once.
+    """
     found = {}
+    folders = folders_of(cluster) if folders is None else folders
     status = pod.get("status", {})
     for each in [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]:
         name, state = each["name"], each.get("state", {})
         if "running" in state:
-            found[name] = environment_of(cluster, each["containerID"].removeprefix(RUNTIME))
+            found[name] = environment_of(each["containerID"].removeprefix(RUNTIME), folders)
         elif "terminated" in state:
             meta = pod["metadata"]
             path = f"/api/v1/namespaces/{meta['namespace']}/pods/{meta['name']}/log"
@@ -64,19 +71,29 @@ def environments(cluster: Cluster, pod: Mapping[str, Any]) -> dict[str, dict[str
     return found
 
 
-def environment_of(cluster: Cluster, container_id: str) -> dict[str, str]:
+def folders_of(cluster: Cluster) -> dict[str, Path]:
+    """Return the cgroup of each container (of each pod, too), by the last part of its path."""
+    return {folder.name: folder for folder in container_folders(cluster.settings.cgroup)}
+
+
+def environment_of(container_id: str, folders: Mapping[str, Path]) -> dict[str, str]:
     """Return the environment of a running container's first process, as the kernel has it."""
-    process = min(processes_of(cluster, container_id))
+    process = min(_processes(container_id, folders))
     return _variables(Path(f"/proc/{process}/environ").read_text(errors="replace").split("\0"))
 
 
 def processes_of(cluster: Cluster, container_id: str) -> set[int]:
     """Return a container's processes, by its cgroup."""
-    for folder in cgroup_folders(cluster.settings.cgroup):
-        if folder.name == container_id and (found := (folder / "cgroup.procs").read_text().split()):
-            return {int(each) for each in found}
-    message = f"container {container_id} has no process"
-    raise LookupError(message)
+    return _processes(container_id, folders_of(cluster))
+
+
+def _processes(container_id: str, folders: Mapping[str, Path]) -> set[int]:
+    folder = folders.get(container_id)
+    found = (folder / "cgroup.procs").read_text().split() if folder else []
+    if not found:
+        message = f"container {container_id} has no process"
+        raise LookupError(message)
+    return {int(each) for each in found}
 
 
 def containers_of(cluster: Cluster, uid: str) -> dict[str, dict[str, str]]:
@@ -85,8 +102,8 @@ def containers_of(cluster: Cluster, uid: str) -> dict[str, dict[str, str]]:
     The sandbox's own container is among them.
     """
     found = {}
-    for folder in cgroup_folders(cluster.settings.cgroup):
-        if folder.parent.name == f"pod{uid}" and folder.name not in found:
+    for folder in container_folders(cluster.settings.cgroup):
+        if folder.parent.name == f"pod{uid}":
             try:
                 pids = [int(each) for each in (folder / "cgroup.procs").read_text().split()]
                 found[folder.name] = _variables(
