@@ -6,11 +6,11 @@ import argparse
 import asyncio
 import sys
 
-import msgspec
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tessera.cli.gpunodes import NoSuchNodeError, look
 from tessera.cli.looking import Looker
 from tessera.cli.terminal import (
     ROOM_FOR_BARS,
@@ -19,19 +19,14 @@ from tessera.cli.terminal import (
     add_installation,
     client,
     console,
-    installed,
     text,
     write_json,
     yielding,
 )
-from tessera.doctor.evidence import NotLookedError
-from tessera.doctor.objects import ConfigMap
-from tessera.kube.resources import CONFIGMAPS, NODES, PODS
 from tessera.model.errors import TesseraError
-from tessera.model.node import Node
 from tessera.model.pod import Pod
 from tessera.model.quantity import binary, gib
-from tessera.report.cluster import ClusterView, GpuView, NodeView, view
+from tessera.report.cluster import ClusterView, GpuView, NodeView
 
 _BAR = 12
 _FULL, _EMPTY = "█", "░"
@@ -49,19 +44,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Show the cluster's GPUs; 0 where it could be read, 3 where not."""
     try:
         found = asyncio.run(_read(arguments))
+    except NoSuchNodeError as error:
+        sys.stderr.write(f"tessera inspect: {text(str(error))}\n")
+        return 3
     except TesseraError as error:
         sys.stderr.write(f"tessera inspect: could not look: {text(str(error))}\n")
         return 3
-    if arguments.node:
-        known = {node.name for node in found.nodes}
-        missing = [name for name in arguments.node if name not in known]
-        if missing:
-            sys.stderr.write(
-                f"tessera inspect: no GPU node {text(', '.join(missing))}; "
-                f"there are {text(', '.join(sorted(known)) or 'none')}\n"
-            )
-            return 3
-        found = msgspec.structs.replace(found, nodes=tuple(n for n in found.nodes if n.name in arguments.node))
     if arguments.output == "json":
         write_json(found)
         return 0
@@ -72,15 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
 async def _read(arguments: argparse.Namespace) -> ClusterView:
     with Progress() as progress:
         async with client(arguments.kubeconfig) as api:
-            looker = Looker(api, tell=progress)
-            maps, nodes, pods = await asyncio.gather(
-                looker.all(CONFIGMAPS, ConfigMap, namespace=arguments.system_namespace),
-                looker.all(NODES, Node),
-                looker.all(PODS, Pod),
-            )
-    if nodes.value is None or pods.value is None:
-        raise NotLookedError(nodes.problem or pods.problem)
-    return view(nodes.value, pods.value, installed(maps, arguments).names)
+            found, _ = await look(Looker(api, tell=progress), arguments, Pod)
+            return found
 
 
 def show(found: ClusterView, out: Console, *, wide: bool = False, waiting: bool = True) -> None:

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Iterator
 from typing import Final
 
-import msgspec
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tessera.cli.gpunodes import NoSuchNodeError, look
 from tessera.cli.looking import Looker
 from tessera.cli.measuring import measure
 from tessera.cli.terminal import (
@@ -22,19 +22,14 @@ from tessera.cli.terminal import (
     add_installation,
     client,
     console,
-    installed,
     text,
     write_json,
     yielding,
 )
-from tessera.doctor.evidence import NotLookedError
 from tessera.doctor.finding import counted
-from tessera.doctor.objects import ConfigMap, LookedPod
-from tessera.kube.resources import CONFIGMAPS, NODES, PODS
+from tessera.doctor.objects import LookedPod
 from tessera.model.errors import TesseraError
-from tessera.model.node import Node
 from tessera.model.quantity import gib
-from tessera.report.cluster import view
 from tessera.report.usage import ClusterUse, GpuUse, NodeUse, SliceUse, join
 
 COULD_NOT_LOOK: Final = 3
@@ -58,16 +53,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Show booked and used; 0 where the cluster could be read, 3 where not."""
     try:
         found = asyncio.run(_read(arguments))
+    except NoSuchNodeError as error:
+        sys.stderr.write(f"tessera top: {text(str(error))}\n")
+        return COULD_NOT_LOOK
     except TesseraError as error:
         sys.stderr.write(f"tessera top: could not look: {text(str(error))}\n")
         return COULD_NOT_LOOK
-    if arguments.node:
-        known = {node.name for node in found.nodes}
-        missing = [name for name in arguments.node if name not in known]
-        if missing:
-            there = ", ".join(sorted(known)) or "none"
-            sys.stderr.write(f"tessera top: no GPU node {text(', '.join(missing))}; there are {text(there)}\n")
-            return COULD_NOT_LOOK
     if arguments.output == "json":
         write_json(found)
         return 0
@@ -78,21 +69,9 @@ def run(arguments: argparse.Namespace) -> int:
 async def _read(arguments: argparse.Namespace) -> ClusterUse:
     with Progress() as progress:
         async with client(arguments.kubeconfig) as api:
-            looker = Looker(api, tell=progress)
-            maps, nodes, pods = await asyncio.gather(
-                looker.all(CONFIGMAPS, ConfigMap, namespace=arguments.system_namespace),
-                looker.all(NODES, Node),
-                looker.all(PODS, LookedPod),
-            )
-            if nodes.value is None or pods.value is None:
-                raise NotLookedError(nodes.problem or pods.problem)
-            seen = view(nodes.value, pods.value, installed(maps, arguments).names)
-            if arguments.node:
-                wanted = tuple(node for node in seen.nodes if node.name in arguments.node)
-                if {node.name for node in wanted} == set(arguments.node):
-                    seen = msgspec.structs.replace(seen, nodes=wanted)
+            seen, pods = await look(Looker(api, tell=progress), arguments, LookedPod)
             names = {node.name for node in seen.nodes}
-            asked = [pod for pod in pods.value if pod.spec.node_name in names]
+            asked = [pod for pod in pods if pod.spec.node_name in names]
             return join(seen, await measure(api, asked, tell=progress))
 
 
