@@ -5,6 +5,7 @@ python -m bench [PART ...]      parts: node, extender, burst, webhook, packing
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import platform
@@ -45,11 +46,12 @@ _BARS: Final[Mapping[str, tuple[str, Callable[[float], bool]]]] = {
 
 def main(arguments: list[str]) -> int:
     """Run the parts named, all where none is, and print every figure on a line of its own."""
-    parts = arguments or list(PARTS)
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("part", nargs="*", help=f"of {', '.join(PARTS)} (all)")
+    parts = parser.parse_args(arguments).part or list(PARTS)
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
-        print(f"no such part: {', '.join(unknown)}; there are {', '.join(PARTS)}", file=sys.stderr)
-        return 2
+        parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(PARTS)}")
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}"
     )

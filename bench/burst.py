@@ -9,6 +9,7 @@ does. Then as kube-scheduler does it: filters one after the other, binds concurr
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import tempfile
@@ -163,6 +164,7 @@ def _metric(text: str, name: str) -> float:
 
 def main() -> None:
     """Print the figures."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print(json.dumps(run(), indent=1))
 
 

@@ -12,6 +12,7 @@ server takes more of the time than the extender. In the third the whole state is
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
@@ -352,9 +353,14 @@ def _rss(pid: int) -> float:
 
 def main(arguments: list[str]) -> None:
     """Print the figures."""
-    numbers = [int(argument) for argument in arguments]
-    sizes: dict[str, Sequence[int]] = {"nodes": numbers[:1], "placed": numbers[1:2]} if numbers[1:] else {}
-    print(json.dumps(run(**sizes, filters=numbers[2] if numbers[2:] else FILTERS), indent=1))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("nodes", nargs="?", type=int, help="(three sizes)")
+    parser.add_argument("placed", nargs="?", type=int, help="pods that are placed already (three sizes)")
+    parser.add_argument("filters", nargs="?", type=int, default=FILTERS, help="(%(default)s)")
+    given = parser.parse_args(arguments)
+    nodes = NODES if given.nodes is None else [given.nodes]
+    placed = PLACED if given.placed is None else [given.placed]
+    print(json.dumps(run(nodes=nodes, placed=placed, filters=given.filters), indent=1))
 
 
 if __name__ == "__main__":

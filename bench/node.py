@@ -10,6 +10,7 @@ message, in Python) would be measured too. Times are the kubelet's, from its cal
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import gc
 import json
@@ -198,4 +199,6 @@ def _agent(arguments: list[str]) -> int:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--agent"]:
         sys.exit(_agent(sys.argv[2:]))
-    print(json.dumps(run(pods=int(sys.argv[1]) if len(sys.argv) > 1 else PODS), indent=1))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pods", nargs="?", type=int, default=PODS, help="(%(default)s)")
+    print(json.dumps(run(pods=parser.parse_args().pods), indent=1))

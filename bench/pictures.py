@@ -5,6 +5,7 @@ python -m bench.pictures [out/packing.json ...]
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -36,8 +37,11 @@ def remainder() -> str:
     )
 
 
-def main(paths: Sequence[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Write both pictures; the second only where results are given."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", nargs="*", type=Path, help="what bench.packing wrote")
+    paths = parser.parse_args(arguments).results
     PICTURES.mkdir(parents=True, exist_ok=True)
     (PICTURES / "remainder.svg").write_text(remainder())
     done = [
@@ -48,7 +52,7 @@ def main(paths: Sequence[str]) -> int:
             run["per_second"],
         )
         for path in paths
-        for run in json.loads(Path(path).read_text())["runs"]
+        for run in json.loads(path.read_text())["runs"]
     ]
     if done:
         (PICTURES / "packing.svg").write_text(plot(done))

@@ -7,8 +7,8 @@ Times are of CPU, not of the wall: what one core can do, also on a machine that 
 
 from __future__ import annotations
 
+import argparse
 import resource
-import sys
 import time
 from typing import Final
 
@@ -69,5 +69,7 @@ def _rss() -> float:
 
 
 if __name__ == "__main__":
-    for cluster, figures in run(pods=int(sys.argv[1]) if len(sys.argv) > 1 else PODS).items():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pods", nargs="?", type=int, default=PODS, help="placed on 5,000 nodes (%(default)s)")
+    for cluster, figures in run(pods=parser.parse_args().pods).items():
         print(cluster, figures)

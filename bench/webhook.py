@@ -13,6 +13,7 @@ the pod; the best of many rounds, since whatever else runs only adds to it.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import selectors
@@ -322,7 +323,9 @@ def main(arguments: list[str]) -> None:
         folder, port, connections, seconds, server = arguments[1:]
         figures = _load(folder, int(port), int(connections), float(seconds), int(server))
     else:
-        figures = run(seconds=float(arguments[0]) if arguments else SECONDS)
+        parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument("seconds", nargs="?", type=float, default=SECONDS, help="(%(default)s)")
+        figures = run(seconds=parser.parse_args(arguments).seconds)
     print(json.dumps(figures))
 
 

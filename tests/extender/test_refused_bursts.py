@@ -166,7 +166,9 @@ async def test_the_filter_says_why(refusing, pod, clock, caplog):
     assert answer["NodeNames"] == []
     assert answer["FailedNodes"] == {"n1": REFUSES + "is tried again within 2 s"}
     assert (await refusing.filter(pod("small", units=4)))["NodeNames"] == ["n2"], "though n1 packs better"
-    assert [each.levelname for each in caplog.get_records("setup") if "kubelet refused 1 pod " in each.message] == ["WARNING"]
+    assert [each.levelname for each in caplog.get_records("setup") if "kubelet refused 1 pod " in each.message] == [
+        "WARNING"
+    ]
     clock.now += 2
     assert (await refusing.filter(pod("p", units=32)))["NodeNames"] == ["n1"]
 

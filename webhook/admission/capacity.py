@@ -24,6 +24,7 @@ from tessera.placement.fit import judge
 from tessera.placement.gpustate import GpuState
 from tessera.placement.reasons import Reason, Rejection
 from tessera.placement.shape import Shape
+from tessera.report.plaintext import short
 
 MOST_SHAPES: Final = 512
 """Shapes of pods for which the answer is kept; a cluster sees few, a hostile user as many as he likes."""
@@ -136,7 +137,7 @@ class Capacity:
         why = nearest.text.replace("node has", "a node has")
         if nearest.reason is Reason.SMALL_GPUS:
             why = f"needs {binary(nearest.need * shape.unit)} on one GPU"
-        return f"fits no node, even empty: {_cut(why, _LONGEST_WHY)}{self._largest(shape)}"
+        return f"fits no node, even empty: {short(why, _LONGEST_WHY)}{self._largest(shape)}"
 
     def _largest(self, shape: Shape) -> str:
         largest = max(
@@ -144,7 +145,7 @@ class Capacity:
         )
         if largest is None or not largest.units:
             return ""
-        return f"; largest slice {binary(largest.units * shape.unit)} ({_cut(largest.model, _LONGEST_MODEL)})"
+        return f"; largest slice {binary(largest.units * shape.unit)} ({short(largest.model, _LONGEST_MODEL)})"
 
     def _kind(self, text: str, node: str) -> _Kind | None:
         """What a node with this inventory could hold; None where it counts in other units or can't be read."""
@@ -178,7 +179,3 @@ def _empty(card: _Card, at: int) -> GpuState:
 def _nearness(rejection: Rejection) -> tuple[int, int]:
     """How little is missing: reasons stand in the order in which they are looked for."""
     return rejection.reason.code, rejection.have
-
-
-def _cut(text: str, longest: int) -> str:
-    return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -23,6 +23,7 @@ from tessera.model.request import PodRequest, encode
 from tessera.model.tickets import Ask, describe, tickets
 from tessera.placement.shape import Shape, shape_of
 from tessera.placement.wishes import Wishes, wishes
+from tessera.report.plaintext import short
 from webhook.admission.again import restoring
 from webhook.admission.cni import repair
 from webhook.admission.environment import clean
@@ -148,8 +149,8 @@ class Mutator:
         return Outcome(
             request=found.request if found else None,
             operations=operations(pod, edits),
-            warnings=tuple(_short(warning) for warning in warnings),
-            audit={name: _short(text, LONGEST_AUDIT) for name, text in audit.items()},
+            warnings=tuple(short(warning, LONGEST_WARNING) for warning in warnings),
+            audit={name: short(text, LONGEST_AUDIT) for name, text in audit.items()},
         )
 
     def update(self, pod: Manifest, old: Manifest, *, namespace: str) -> Outcome:
@@ -321,10 +322,6 @@ def _stripped(pod: Manifest, names: Names, *, asks: bool) -> list[Edit]:
     if not asks and names.request in found:
         edits.append(remove(("metadata", "annotations", names.request)))
     return edits + [remove(("metadata", "labels", key)) for key in (names.unit, names.region) if key in labels]
-
-
-def _short(text: str, longest: int = LONGEST_WARNING) -> str:
-    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 __all__ = ["Mutator", "Outcome", "RequestError"]

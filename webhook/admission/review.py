@@ -20,6 +20,7 @@ import msgspec
 
 from tessera.model.errors import TesseraError
 from tessera.model.pod import Manifest
+from tessera.report.plaintext import short
 from webhook.admission.http1 import Answer, refusal
 from webhook.admission.metrics import Metrics
 from webhook.admission.patch import WIRE, Operation
@@ -202,7 +203,7 @@ def write(uid: str, verdict: Verdict) -> Answer:
     status = None
     if not verdict.allowed:
         code = HTTPStatus(verdict.code)
-        message = _cut(verdict.message or "denied", LONGEST_MESSAGE)
+        message = short(verdict.message or "denied", LONGEST_MESSAGE)
         status = _Status(code=code.value, message=message, reason=code.phrase.replace(" ", ""))
     patched = verdict.allowed and bool(verdict.operations)
     response = _Response(
@@ -211,16 +212,12 @@ def write(uid: str, verdict: Verdict) -> Answer:
         status=status,
         patch_type="JSONPatch" if patched else None,
         patch=base64.b64encode(WIRE.encode(verdict.operations)).decode() if patched else None,
-        warnings=tuple(_cut(warning, LONGEST_WARNING) for warning in verdict.warnings[:MOST_WARNINGS]),
+        warnings=tuple(short(warning, LONGEST_WARNING) for warning in verdict.warnings[:MOST_WARNINGS]),
         audit_annotations=verdict.audit or None,
     )
     return Answer(
         HTTPStatus.OK, _ENCODER.encode(_Out(api_version=API_VERSION, kind="AdmissionReview", response=response))
     )
-
-
-def _cut(text: str, longest: int) -> str:
-    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 _ENCODER: Final = msgspec.json.Encoder()
