@@ -6,7 +6,7 @@ import http.client
 import json
 import ssl
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -120,16 +120,20 @@ class Api:
         except OSError:
             return False
 
-    def watch(self, path: str, *, seconds: float, **query: str) -> Iterator[tuple[str, Object]]:
+    def watch(self, path: str, *, seconds: float, since: str = "", **query: str) -> Iterator[tuple[str, Object]]:
         """List, then watch: yield (ADDED, object) for what there is, and every event until the time is over.
+
+        Where it is to begin `since` a version, nothing is listed.
 
         The API server ends the watch of a client that is slow to read; it goes on where it was then.
         """
         end = time.monotonic() + seconds
-        listed = self.get(path, **query)
-        for item in listed["items"]:
-            yield "ADDED", item
-        version = listed["metadata"]["resourceVersion"]
+        version = since
+        if not since:
+            listed = self.get(path, **query)
+            for item in listed["items"]:
+                yield "ADDED", item
+            version = listed["metadata"]["resourceVersion"]
         while end > time.monotonic():
             for kind, each in self._watch_from(version, path, end, query):
                 version = each["metadata"]["resourceVersion"]
@@ -174,6 +178,49 @@ class Api:
             if kind != "DELETED" and check(each):
                 return each
         raise ClusterError(f"{path} {what or 'as wanted'}: not after {seconds:g} s; last: {json.dumps(last)[:3000]}")
+
+    def wait_all(
+        self, folder: str, names: Iterable[str], check: Callable[[Object], bool], *, seconds: float = 30
+    ) -> dict[str, Object]:
+        """Wait until each of some objects of a collection has been as wanted, and return them by name: one watch for all.
+
+        Raises:
+            ClusterError: one isn't in time; with what it was last.
+        """
+        found: dict[str, Object] = {}
+        left, last = set(names), None
+        if not left:
+            return found
+        for kind, each in self.watch(folder, seconds=seconds):
+            name = each["metadata"]["name"]
+            if name not in left:
+                continue
+            last = each
+            if kind != "DELETED" and check(each):
+                found[name] = each
+                left.remove(name)
+                if not left:
+                    return found
+        told = f"the last that was seen of them: {json.dumps(last)[:3000]}"
+        raise ClusterError(f"{folder}: not as wanted after {seconds:g} s: {', '.join(sorted(left))}; {told}")
+
+    def wait_all_gone(self, folder: str, names: Iterable[str], *, seconds: float = 30) -> None:
+        """Wait until none of some objects of a collection is there: one watch for all.
+
+        Raises:
+            ClusterError: one is there still.
+        """
+        left = set(names)
+        listed = self.get(folder)
+        left &= {each["metadata"]["name"] for each in listed["items"]}
+        if not left:
+            return
+        for kind, each in self.watch(folder, seconds=seconds, since=listed["metadata"]["resourceVersion"]):
+            if kind == "DELETED":
+                left.discard(each["metadata"]["name"])
+                if not left:
+                    return
+        raise ClusterError(f"{folder}: not gone after {seconds:g} s: {', '.join(sorted(left))}")
 
     def wait_gone(self, path: str, *, seconds: float = 30) -> None:
         """Wait until there is no such object."""

@@ -106,19 +106,12 @@ class Space:
 
     def until(self, name: str, check: Callable[[Pod], bool], *, seconds: float = 60) -> Pod:
         """Wait until a pod is as wanted; one that has failed never will be."""
-
-        def look(pod: Pod) -> bool:
-            if check(pod):
-                return True
-            status = pod.get("status", {})
-            assert status.get("phase") != "Failed", f"{name}: {status.get('reason')}: {status.get('message')}"
-            return False
-
-        return self.api.wait(f"{self.path}/{name}", look, seconds=seconds)
+        return self.api.wait(f"{self.path}/{name}", lambda pod: as_wanted(pod, check), seconds=seconds)
 
     def running(self, *names: str, seconds: float = 60) -> list[Pod]:
         """Wait until pods are ready; fail at once where one has failed."""
-        return [self.until(name, is_running, seconds=seconds) for name in names]
+        found = self.api.wait_all(self.path, names, lambda pod: as_wanted(pod, is_running), seconds=seconds)
+        return [found[name] for name in names]
 
     def waiting(self, name: str) -> Pod:
         """Wait until the scheduler has found no place for a pod."""
@@ -126,8 +119,7 @@ class Space:
 
     def gone(self, *names: str, seconds: float = 30) -> None:
         """Wait until there are no such pods."""
-        for name in names:
-            self.api.wait_gone(f"{self.path}/{name}", seconds=seconds)
+        self.api.wait_all_gone(self.path, names, seconds=seconds)
 
     def drift(self, pod: Pod, expected: dict[str, Any] | None) -> None:
         """Wait until the Node says of a pod that its allocation has no plan, or says nothing of it (None)."""
@@ -149,8 +141,7 @@ class Space:
 
     def just(self, *, least: int = 1) -> list[Pod]:
         """Every pod here has exactly what was planned for it, by an independent judge; return the pods."""
-        for leaving in [pod["metadata"] for pod in self.all() if "deletionTimestamp" in pod["metadata"]]:
-            self.gone(leaving["name"])
+        self.gone(*(pod["metadata"]["name"] for pod in self.all() if "deletionTimestamp" in pod["metadata"]))
         pods = self.all()
         looked_at = 0
         for check in truth.verdict(self.cluster, pods):
@@ -192,11 +183,21 @@ def opened(cluster: Cluster) -> Iterator[Space]:
         for each in cluster.api.get(space.path_of(group, kind))["items"]:
             path = space.path_of(group, kind, each["metadata"]["name"])
             cluster.api.raw("DELETE", path, {"propagationPolicy": "Foreground"})
-    for pod in space.all():
-        cluster.api.raw("DELETE", f"{space.path}/{pod['metadata']['name']}")
-    for pod in space.all():
-        space.gone(pod["metadata"]["name"], seconds=60)
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        # Some are on their way already.
+        list(threads.map(lambda pod: cluster.api.raw("DELETE", f"{space.path}/{pod['metadata']['name']}"), space.all()))
+    space.gone(*(pod["metadata"]["name"] for pod in space.all()), seconds=60)
     cluster.api.delete(f"/api/v1/namespaces/{name}")
+
+
+def as_wanted(pod: Pod, check: Callable[[Pod], bool]) -> bool:
+    """Tell whether a pod is as wanted; assert that it still can be."""
+    if check(pod):
+        return True
+    status = pod.get("status", {})
+    name = pod["metadata"]["name"]
+    assert status.get("phase") != "Failed", f"{name}: {status.get('reason')}: {status.get('message')}"
+    return False
 
 
 def is_running(pod: Pod) -> bool:
