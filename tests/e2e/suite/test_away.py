@@ -59,6 +59,8 @@ def test_containers_and_the_agent_restart_while_the_api_server_is_away(space, pr
         assert list(gpus(space, other["metadata"]["uid"])) == [container_id(other)]
 
     space.cluster.restart_api_server(between=meanwhile)
+    # Nobody's test: after such an absence its watches wait for more than a minute, and what comes next needs it.
+    space.cluster.run_controllers()
     # A node that was silent for 40 s is called not ready with all its pods, ours too. Its kubelet watches again after up to
     # a minute, and sees no need to contradict before.
     until("the node is called ready again", space.cluster.node_ready, seconds=RECOVERS)
