@@ -48,6 +48,8 @@ def test_names_are_those_of_the_request_itself(body):
         b'{"Pod":7,"NodeNames":["x"]}',
         b'{"Pod":{"metadata":{"name":"\xff"}},"NodeNames":["x"]}',
         b'{"NodeNames":["x"]}',
+        b'{"Pod":{},"Other\\"NodeNames":["x"]}',
+        b'{"Pod":{},"Other,\\"NodeNames":["x"]}',
     ],
 )
 def test_what_is_no_request_is_none_by_either_way(body):

@@ -173,7 +173,8 @@ def _read_quickly(body: bytes) -> FilterArgs | None:
     whatever they are, it is what ``NodeNames`` holds, and whoever takes it apart sees whether it is a list of names.
     """
     at = body.find(_NAMES_KEY)
-    if at < 0 or not body.endswith(b"]}"):
+    # A quote after anything else may be the escaped one of another name.
+    if at < 1 or body[at - 1] not in b",{" or not body.endswith(b"]}"):
         return None
     raw = body[at + len(_NAMES_KEY) - 1 : -1]
     if raw.find(b"]") != len(raw) - 1 or b"\\" in raw:
