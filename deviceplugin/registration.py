@@ -30,6 +30,11 @@ from tessera.kube.clock import Clock
 _log = logging.getLogger(__name__)
 
 POLL: Final = 0.1
+EAGER: Final = 0.02
+"""Seconds between two looks while the kubelet is away: a new one admits pods within a second of its start, and refuses those
+whose devices nobody has registered by then."""
+EAGER_FOR: Final = 60.0
+"""Seconds after which nobody is in a hurry any more."""
 SOCKET: Final = "kubelet.sock"
 REGISTER_WITHIN: Final = 5.0
 """Seconds; the kubelet dials back before it answers."""
@@ -89,7 +94,8 @@ class Registrar:
         self._tried_at: dict[str, float] = {}
         self._last: Stamp | None = None
         self._number = 0
-        self._wait, self._again_at = POLL, float("-inf")
+        self._wait, self._again_at = EAGER, float("-inf")
+        self._eager_until = clock.monotonic() + EAGER_FOR
         self._problem: str | None = "not registered with the kubelet yet"
 
     @property
@@ -128,9 +134,15 @@ class Registrar:
         try:
             while True:
                 await self.step()
-                await self._clock.sleep(POLL)
+                await self._clock.sleep(self.pause)
         finally:
             await self.stop()
+
+    @property
+    def pause(self) -> float:
+        """Seconds until the next look."""
+        hurry = self._problem is not None and self._clock.monotonic() < self._eager_until
+        return EAGER if hurry else POLL
 
     async def stop(self) -> None:
         """End all streams and remove our sockets."""
@@ -144,6 +156,7 @@ class Registrar:
         if kubelet is not None and self._last is not None and kubelet != self._last:
             _log.info("the kubelet has restarted")
             self._forgive()
+            self._eager_until = self._clock.monotonic() + EAGER_FOR
             self._restarted()
         self._last = kubelet or self._last
         wanted = set(self._resources())
@@ -228,6 +241,7 @@ class Registrar:
         came = self._problem is None
         self._problem = problem
         if came:
+            self._eager_until = self._clock.monotonic() + EAGER_FOR
             self._settled()
 
     def _fine(self) -> None:
@@ -238,4 +252,4 @@ class Registrar:
             self._settled()
 
     def _forgive(self) -> None:
-        self._wait, self._again_at = POLL, float("-inf")
+        self._wait, self._again_at = EAGER, float("-inf")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+from contextlib import suppress
 
 from deviceplugin._proto import deviceplugin_v1beta1_pb2 as api
 from deviceplugin.metrics import NodeMetrics
@@ -53,3 +55,53 @@ async def test_a_kubelet_that_came_between_the_look_and_the_registration_is_not_
         await registrar.stop()
         await before.stop(None)
         await after.stop(None)
+
+
+async def test_a_kubelet_that_is_about_to_listen_is_looked_for_at_once(folder, board, clock):
+    """It admits what was bound meanwhile as soon as it serves; a tenth of a second later is too late for some."""
+    heard = []
+
+    async def register(request, _):
+        heard.append(request.resource_name)
+        return api.Empty()
+
+    def make(resource):
+        return TicketServer(
+            resource,
+            board=board,
+            allocator=None,
+            prestart=None,
+            injector=None,
+            metrics=NodeMetrics(),
+            clock=clock,
+        )
+
+    registrar = Registrar(
+        folder, resources=lambda: board.offers, make=make, token="t", clock=clock, metrics=NodeMetrics()
+    )
+    path = f"{folder}/kubelet.sock"
+    with socket.socket(socket.AF_UNIX) as bound:
+        # There, and nobody listens yet.
+        bound.bind(path)
+        await registrar.step()
+    assert registrar.problem
+    hurry = registrar.pause
+    os.unlink(path)
+    server = await serve(path, "v1beta1.Registration", {"Register": unary(register, api.RegisterRequest)})
+    try:
+        clock.now += hurry
+        await registrar.step()
+        assert sorted(heard) == sorted(names().tickets)
+        assert registrar.problem is None
+        assert hurry < registrar.pause
+        await server.stop(None)
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        await registrar.step()
+        assert registrar.pause == hurry
+        clock.now += 3600
+        await registrar.step()
+        assert registrar.pause > hurry, "a kubelet that stays away is not asked for all the time"
+    finally:
+        await registrar.stop()
+        await server.stop(None)
